@@ -1,0 +1,442 @@
+#include "logitfuse/pool.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "logitfuse/error.hpp"
+#include "logitfuse/kernels.hpp"
+#include "math.hpp"
+
+namespace logitfuse {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+[[noreturn]] void fail_weight(std::size_t m, double weight) {
+  throw FusionError("weight " + std::to_string(weight) + " of member " + std::to_string(m) +
+                        " is not a finite number >= 0",
+                    static_cast<int>(m));
+}
+
+[[noreturn]] void fail_excluded() {
+  throw FusionError("the members exclude each other: no symbol has a pooled probability above 0");
+}
+
+}  // namespace
+
+Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
+    : alignment_(std::move(alignment)), options_(options) {
+  if (!(options_.floor <= 0.0F) || options_.floor == -kInf) {
+    throw FusionError("floor must be a finite log-probability <= 0, not " +
+                      std::to_string(options_.floor));
+  }
+  seen_.assign(static_cast<std::size_t>(alignment_->size()), 0U);
+  members_.resize(alignment_->members());
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    Member& member = members_[m];
+    constexpr auto kStep = static_cast<std::int32_t>(kBlock);
+    for (const IdRange span : alignment_->vocab(m).spans()) {
+      for (std::int32_t begin = span.begin; begin < span.end; begin += kStep) {
+        member.blocks.push_back({begin, std::min(begin + kStep, span.end)});
+      }
+    }
+    member.block_max.resize(member.blocks.size());
+    member.ranked.resize(member.blocks.size());
+  }
+}
+
+void Pool::read(std::span<const float* const> rows, std::span<const double> weights) {
+  if (rows.size() != members_.size() || weights.size() != members_.size()) {
+    throw FusionError("expected " + std::to_string(members_.size()) + " rows and weights, got " +
+                      std::to_string(rows.size()) + " rows and " +
+                      std::to_string(weights.size()) + " weights");
+  }
+  double total = 0.0;
+  for (std::size_t m = 0; m < weights.size(); ++m) {
+    if (!(weights[m] >= 0.0) || std::isinf(weights[m])) fail_weight(m, weights[m]);
+    total += weights[m];
+  }
+  if (!(total > 0.0) || std::isinf(total)) {
+    throw FusionError("the weights must have a finite sum above 0, not " + std::to_string(total));
+  }
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    Member& member = members_[m];
+    member.weight = static_cast<float>(weights[m] / total);
+    member.row = member.weight > 0.0F ? rows[m] : nullptr;
+    if (member.weight > 0.0F && rows[m] == nullptr) {
+      throw FusionError("member " + std::to_string(m) + " has a weight but no row",
+                        static_cast<int>(m));
+    }
+    if (member.row == nullptr) continue;
+    member.log_weight = static_cast<float>(log_of(weights[m] / total));
+    measure(m);
+  }
+}
+
+void Pool::measure(std::size_t m) {
+  Member& member = members_[m];
+  const auto spans = alignment_->vocab(m).spans();
+  const Kernels& k = kernels();
+  member.max = -kInf;
+  std::size_t block = 0;
+  for (const IdRange span : spans) {
+    const auto n = static_cast<std::size_t>(span.end - span.begin);
+    const float max = k.block_max(member.row + span.begin, n, &member.block_max[block]);
+    member.max = std::max(member.max, max);
+    block += (n + kBlock - 1) / kBlock;
+  }
+  const auto fail = [m](const char* what) {
+    throw FusionError("the row of member " + std::to_string(m) + " " + what, static_cast<int>(m));
+  };
+  if (member.max == kInf) fail("holds +inf");
+  member.sum = 0.0;
+  if (member.max != -kInf) {
+    for (const IdRange span : spans) {
+      const auto n = static_cast<std::size_t>(span.end - span.begin);
+      member.sum += k.sum_exp(member.row + span.begin, n, member.max);
+    }
+  } else {
+    // Nothing but -inf and NaN: tell them apart.
+    for (const IdRange span : spans) {
+      for (std::int32_t id = span.begin; id < span.end; ++id) {
+        if (std::isnan(member.row[id])) fail("holds NaN");
+      }
+    }
+    fail("holds nothing but -inf");
+  }
+  if (std::isnan(member.sum)) fail("holds NaN");
+  member.lse = static_cast<double>(member.max) + log_of(member.sum);
+}
+
+// The `top`-th largest block maximum is a threshold that at least `top` tokens reach, so all of the
+// `top` best tokens reach it, and they lie in the few blocks whose maximum does.
+void Pool::select(std::size_t m, std::int32_t top) {
+  Member& member = members_[m];
+  const auto wanted = static_cast<std::size_t>(top);
+  float threshold = -kInf;
+  if (wanted < member.blocks.size()) {
+    std::copy(member.block_max.begin(), member.block_max.end(), member.ranked.begin());
+    const auto nth = member.ranked.begin() + static_cast<std::ptrdiff_t>(wanted) - 1;
+    std::nth_element(member.ranked.begin(), nth, member.ranked.end(), std::greater<>());
+    threshold = *nth;
+  }
+  member.best.clear();
+  for (std::size_t b = 0; b < member.blocks.size(); ++b) {
+    if (!(member.block_max[b] >= threshold)) continue;
+    for (std::int32_t id = member.blocks[b].begin; id < member.blocks[b].end; ++id) {
+      const float logit = member.row[id];
+      if (logit >= threshold && logit != -kInf) member.best.push_back({logit, id});
+    }
+  }
+  if (member.best.size() > wanted) {
+    const auto nth = member.best.begin() + static_cast<std::ptrdiff_t>(wanted) - 1;
+    std::nth_element(member.best.begin(), nth, member.best.end(),
+                     [](const Entry& a, const Entry& b) {
+                       return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+                     });
+    threshold = nth->logit;
+    member.best.resize(wanted);
+  }
+  // A symbol outside may be spelled by several tokens of the threshold's size.
+  const std::int32_t equal = alignment_->vocab(m).most_equal();
+  const double bound = static_cast<double>(threshold) - member.lse + log_of(equal);
+  member.bound = static_cast<float>(std::min(bound, 0.0));
+}
+
+float Pool::token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const {
+  float logit = member.row[token];
+  if (std::int32_t next = vocab.next_same(token); next != kNone) {
+    for (std::int32_t id = next; id != kNone; id = vocab.next_same(id)) {
+      logit = std::max(logit, member.row[id]);
+    }
+    if (logit == -kInf) return -kInf;
+    double sum = 0.0;
+    for (std::int32_t id = token; id != kNone; id = vocab.next_same(id)) {
+      sum += kernels().sum_exp(&member.row[id], 1, logit);
+    }
+    return static_cast<float>(static_cast<double>(logit) + log_of(sum) - member.lse);
+  }
+  return static_cast<float>(static_cast<double>(logit) - member.lse);
+}
+
+float Pool::logprob(std::size_t m, std::int32_t symbol) const {
+  const std::int32_t token = alignment_->twin(m, symbol);
+  return token == kNone ? -kInf : token_logprob(members_[m], alignment_->vocab(m), token);
+}
+
+std::int32_t Pool::best_symbol(std::size_t m) const {
+  const Member& member = members_[m];
+  const Vocab& vocab = alignment_->vocab(m);
+  const auto block = static_cast<std::size_t>(
+      std::max_element(member.block_max.begin(), member.block_max.end()) -
+      member.block_max.begin());
+  std::int32_t best = member.blocks[block].begin;
+  for (std::int32_t id = best; id < member.blocks[block].end; ++id) {
+    if (member.row[id] > member.row[best]) best = id;
+  }
+  std::int32_t symbol = vocab.canonical(best);
+  float highest = token_logprob(member, vocab, symbol);
+  for (const std::int32_t shared : vocab.shared()) {  // many small tokens can beat one large one
+    const float sum = token_logprob(member, vocab, shared);
+    if (sum > highest) {
+      highest = sum;
+      symbol = shared;
+    }
+  }
+  return alignment_->symbol(m, symbol);
+}
+
+Decision Pool::decide(std::int32_t& symbol) const {
+  bool agree = true;
+  symbol = kNone;
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    const std::int32_t best = best_symbol(m);
+    if (symbol == kNone) symbol = best;
+    agree = agree && best == symbol;
+  }
+  if (agree) return Decision::agree;
+  if (options_.kind != PoolKind::linear) return Decision::open;
+  // More than half of the pool means more than half of some member: it is that member's best.
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    symbol = best_symbol(m);
+    float pooled = 0.0F;
+    for (std::size_t j = 0; j < members_.size(); ++j) {
+      if (members_[j].row == nullptr) continue;
+      pooled += exp_of(logprob(j, symbol), members_[j].weight);
+    }
+    if (pooled > 0.5F) return Decision::certain;
+  }
+  symbol = kNone;
+  return Decision::open;
+}
+
+void Pool::add_candidate(std::int32_t symbol) {
+  std::uint32_t& seen = seen_[static_cast<std::size_t>(symbol)];
+  if (seen == step_) return;
+  seen = step_;
+  fused_.symbols.push_back(symbol);
+}
+
+const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> forced) {
+  if (top < 1) throw FusionError("top must be at least 1, not " + std::to_string(top));
+  if (++step_ == 0) {  // the counter wrapped: old marks could look new
+    std::fill(seen_.begin(), seen_.end(), 0U);
+    step_ = 1;
+  }
+  fused_.symbols.clear();
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    select(m, top);
+    for (const Entry& entry : members_[m].best) add_candidate(alignment_->symbol(m, entry.id));
+  }
+  if (alignment_->end() != kNone) add_candidate(alignment_->end());
+  for (const std::int32_t symbol : forced) {
+    if (symbol < 0 || symbol >= alignment_->size()) {
+      throw FusionError("symbol " + std::to_string(symbol) + " is not in a union of " +
+                        std::to_string(alignment_->size()));
+    }
+    add_candidate(symbol);
+  }
+  fused_.member_logprobs.resize(members_.size() * fused_.size());
+  for (std::size_t m = 0; m < members_.size(); ++m) gather(m);
+  combine();
+  sort();
+  if (sorted_.size() == 0) fail_excluded();
+  return sorted_;
+}
+
+const Fused& Pool::score(std::int32_t symbol) {
+  fused_.symbols.assign(1, symbol);
+  fused_.member_logprobs.resize(members_.size());
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    members_[m].bound = 0.0F;
+    gather(m);
+  }
+  combine();
+  sort();
+  return sorted_;
+}
+
+void Pool::gather(std::size_t m) {
+  const std::size_t n = fused_.size();
+  float* out = &fused_.member_logprobs[m * n];
+  if (members_[m].row == nullptr) {
+    std::fill(out, out + n, kNaN);
+    return;
+  }
+  for (std::size_t k = 0; k < n; ++k) out[k] = logprob(m, fused_.symbols[k]);
+}
+
+void Pool::combine() {
+  fused_.logprobs.assign(fused_.size(), 0.0F);
+  if (options_.kind == PoolKind::linear) {
+    combine_linear();
+  } else {
+    combine_log_linear();
+  }
+}
+
+// log sum_i exp(log w_i + l_i), each symbol shifted by its own largest term: exact even where the
+// probabilities themselves would underflow.
+void Pool::combine_linear() {
+  const std::size_t n = fused_.size();
+  float* out = fused_.logprobs.data();
+  peak_.assign(n, -kInf);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    const float* lp = &fused_.member_logprobs[m * n];
+    for (std::size_t k = 0; k < n; ++k) {
+      peak_[k] = std::max(peak_[k], lp[k] + members_[m].log_weight);
+    }
+  }
+  scratch_.resize(n);
+  double bound = 0.0;
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    const Member& member = members_[m];
+    if (member.row == nullptr) continue;
+    const float* lp = &fused_.member_logprobs[m * n];
+    for (std::size_t k = 0; k < n; ++k) {
+      scratch_[k] = lp[k] == -kInf ? -kInf : lp[k] + member.log_weight - peak_[k];
+    }
+    kernels().exp_shifted(scratch_.data(), n, 0.0F, 1.0F, scratch_.data());
+    kernels().axpy(1.0F, scratch_.data(), n, out);
+    bound += static_cast<double>(exp_of(member.bound, member.weight));
+  }
+  kernels().log(out, n, out);
+  for (std::size_t k = 0; k < n; ++k) out[k] = std::min(out[k] + peak_[k], 0.0F);
+  fused_.outside = static_cast<float>(log_of(bound));
+}
+
+void Pool::combine_log_linear() {
+  const std::size_t n = fused_.size();
+  float* out = fused_.logprobs.data();
+  double bound = 0.0;
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    const Member& member = members_[m];
+    if (member.row == nullptr) continue;
+    const float* lp = &fused_.member_logprobs[m * n];
+    for (std::size_t k = 0; k < n; ++k) {
+      const bool has = lp[k] != -kInf || alignment_->twin(m, fused_.symbols[k]) != kNone;
+      out[k] += member.weight * (has ? lp[k] : options_.floor);
+    }
+    bound += static_cast<double>(member.weight) *
+             static_cast<double>(std::max(member.bound, options_.floor));
+  }
+  for (std::size_t k = 0; k < n; ++k) {
+    if (!known(fused_.symbols[k])) out[k] = -kInf;
+  }
+  fused_.outside = static_cast<float>(bound - normalise(fused_.logprobs));
+}
+
+double Pool::normalise(std::span<float> scores) const {
+  const float max = *std::max_element(scores.begin(), scores.end());
+  if (max == -kInf) fail_excluded();
+  const double log_z =
+      static_cast<double>(max) + log_of(kernels().sum_exp(scores.data(), scores.size(), max));
+  for (float& score : scores) {
+    score = static_cast<float>(std::min(static_cast<double>(score) - log_z, 0.0));
+  }
+  return log_z;
+}
+
+void Pool::sort() {
+  const std::size_t n = fused_.size();
+  order_.clear();
+  for (std::size_t k = 0; k < n; ++k) {
+    if (fused_.logprobs[k] != -kInf) order_.push_back(static_cast<std::int32_t>(k));
+  }
+  std::sort(order_.begin(), order_.end(), [this](std::int32_t a, std::int32_t b) {
+    const auto i = static_cast<std::size_t>(a);
+    const auto j = static_cast<std::size_t>(b);
+    if (fused_.logprobs[i] != fused_.logprobs[j]) return fused_.logprobs[i] > fused_.logprobs[j];
+    return fused_.symbols[i] < fused_.symbols[j];
+  });
+  const std::size_t kept = order_.size();
+  sorted_.symbols.resize(kept);
+  sorted_.logprobs.resize(kept);
+  sorted_.member_logprobs.resize(members_.size() * kept);
+  sorted_.outside = fused_.outside;
+  for (std::size_t k = 0; k < kept; ++k) {
+    const auto from = static_cast<std::size_t>(order_[k]);
+    sorted_.symbols[k] = fused_.symbols[from];
+    sorted_.logprobs[k] = fused_.logprobs[from];
+    for (std::size_t m = 0; m < members_.size(); ++m) {
+      sorted_.member_logprobs[m * kept + k] = fused_.member_logprobs[m * n + from];
+    }
+  }
+}
+
+// member.dense[token] = p(token) (linear) or log p(token) (log-linear) for canonical tokens, the
+// tokens of one symbol summed; 0 or -inf for all others.
+void Pool::dense_member(std::size_t m) {
+  Member& member = members_[m];
+  const Vocab& vocab = alignment_->vocab(m);
+  const bool linear = options_.kind == PoolKind::linear;
+  member.dense.assign(static_cast<std::size_t>(vocab.size()), linear ? 0.0F : -kInf);
+  for (const IdRange span : vocab.spans()) {
+    const auto n = static_cast<std::size_t>(span.end - span.begin);
+    const float* from = member.row + span.begin;
+    float* to = &member.dense[static_cast<std::size_t>(span.begin)];
+    if (linear) {
+      kernels().exp_shifted(from, n, member.max, static_cast<float>(1.0 / member.sum), to);
+    } else {
+      for (std::size_t k = 0; k < n; ++k) {
+        to[k] = static_cast<float>(static_cast<double>(from[k]) - member.lse);
+      }
+    }
+  }
+  for (const std::int32_t shared : vocab.shared()) {
+    const float sum = token_logprob(member, vocab, shared);
+    float value = sum;
+    if (linear) kernels().exp_shifted(&sum, 1, 0.0F, 1.0F, &value);
+    member.dense[static_cast<std::size_t>(shared)] = value;
+    for (std::int32_t id = vocab.next_same(shared); id != kNone; id = vocab.next_same(id)) {
+      member.dense[static_cast<std::size_t>(id)] = linear ? 0.0F : -kInf;
+    }
+  }
+}
+
+void Pool::dense(std::span<float> out) {
+  if (out.size() != static_cast<std::size_t>(alignment_->size())) {
+    throw FusionError("the dense row has " + std::to_string(alignment_->size()) +
+                      " symbols, the output " + std::to_string(out.size()));
+  }
+  const bool linear = options_.kind == PoolKind::linear;
+  const float missing = linear ? 0.0F : options_.floor;
+  std::fill(out.begin(), out.end(), 0.0F);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    dense_member(m);
+    const float weight = members_[m].weight;
+    const float* values = members_[m].dense.data();
+    if (alignment_->identical()) {
+      kernels().axpy(weight, values, out.size(), out.data());
+      continue;
+    }
+    const auto to_token = alignment_->to_token(m);
+    for (std::size_t s = 0; s < out.size(); ++s) {
+      out[s] += weight * (to_token[s] == kNone ? missing : values[to_token[s]]);
+    }
+  }
+  if (linear) {
+    kernels().log(out.data(), out.size(), out.data());
+    return;
+  }
+  for (std::size_t s = 0; s < out.size(); ++s) {
+    if (!known(static_cast<std::int32_t>(s))) out[s] = -kInf;
+  }
+  normalise(out);
+}
+
+bool Pool::known(std::int32_t symbol) const {
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row != nullptr && alignment_->twin(m, symbol) != kNone) return true;
+  }
+  return false;
+}
+
+}  // namespace logitfuse

@@ -1,0 +1,1 @@
+"""Several local GGUF language models answer as one."""

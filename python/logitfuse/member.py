@@ -1,0 +1,365 @@
+"""A member: one model kept in step with a text that it does not write alone.
+
+The members share the bytes of the reply.  After every step a member's KV cache holds its own
+*canonical* tokens of the whole reply, not a concatenation of separately tokenised pieces: a short
+tail is tokenised again, the longest common prefix stays, the rest is rolled back and decoded.
+Over many texts and tokenizer pairs the rollback never exceeded four tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitfuse import _core
+from logitfuse.errors import ContextLengthError, DecodeError, PromptError
+from logitfuse.llama import LlamaContext, LlamaModel, Row, last_log
+from logitfuse.vocab import Vocab
+
+#: Tokens tokenised again after each step, and how many of them must come out as they were.  In
+#: 110,000 checks over seven tokenizer pairs and five scripts a tail that passed was never wrong.
+_TAIL, _CHECK = 12, 2
+#: Precedes a tail in vocabularies that put a space before every text; its own tokens are dropped.
+_GUARD = b"\n"
+#: Checkpoints kept for memories that cannot be cut back: more than the deepest rollback.
+_CHECKPOINTS = 8
+#: Default context, tokens; less where the model was trained for less.
+_N_CTX = 4096
+
+
+@dataclass
+class MemberStats:
+    """What a member did since it was made (or since `reset`)."""
+
+    decoded_tokens: int = 0
+    rolled_back_tokens: int = 0
+    rollbacks: int = 0
+    deepest_rollback: int = 0
+    reused_tokens: int = 0  #: of prompts, found in the KV cache
+    full_tokenisations: int = 0  #: the tail's self-check failed
+    decode_s: float = 0.0
+    sync_s: float = 0.0  #: tokenising, comparing, rolling back
+
+    def reset(self) -> None:
+        """Back to zero."""
+        self.__init__()  # type: ignore[misc]
+
+    def as_dict(self) -> dict[str, int | float]:
+        """All figures by name."""
+        return asdict(self)
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Member:
+    """One model of an ensemble.
+
+    Parameters
+    ----------
+    path : path
+        GGUF file.
+    name : str, optional
+        How errors and tables call it; the file's stem by default.
+    n_ctx : int, optional
+        Context length, tokens.  0: the length the model was trained for; by default that length
+        or 4096, whichever is less.
+    n_batch : int
+        Most prompt tokens per decode call.
+    n_threads : int, optional
+        Threads per decode; by default all cores.  An ensemble divides the cores among its members.
+    n_gpu_layers : int
+        Layers on the GPU; -1: all.
+    main_gpu : int
+        GPU to use.
+    flash_attn, use_mmap : bool
+        As in llama.cpp.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, UnsupportedTokenizerError
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = 0,
+        main_gpu: int = 0,
+        flash_attn: bool = True,
+        use_mmap: bool = True,
+    ) -> None:
+        self.model = LlamaModel(
+            path, n_gpu_layers=n_gpu_layers, main_gpu=main_gpu, use_mmap=use_mmap
+        )
+        self.model.require_generator()
+        self.vocab = Vocab.from_llama(self.model)
+        self.name = name or self.model.path.stem
+        trained = self.model.n_ctx_train
+        self.context = LlamaContext(
+            self.model,
+            n_ctx=(min(_N_CTX, trained) if n_ctx is None else n_ctx) or trained,
+            n_batch=n_batch,
+            n_threads=n_threads or cores(),
+            flash_attn=flash_attn,
+        )
+        self.stats = MemberStats()
+        #: The member's own belief that its last token ends where it ends (see `boundary`).
+        self.boundary = 1.0
+        #: It cannot spell the unfinished character at the end of the text: its row is stale.
+        self.stalled = False
+        self._guard = self._find_guard()
+        self._kv: list[int] = []  # what the cache holds
+        self._has_row = False  # ... and whether the row of its last token is at hand
+        self._prompt: list[int] = []
+        self._reply: list[int] = []  # canonical tokens of the reply
+        self._ends: list[int] = []  # where each of them ends in the reply, bytes
+        self._checkpoints: deque[tuple[int, NDArray[np.uint8]]] | None = (
+            deque(maxlen=_CHECKPOINTS) if self.model.remembers_by_state else None
+        )
+
+    def __repr__(self) -> str:
+        return f"Member({self.name!r}, {len(self.vocab)} tokens, n_ctx={self.n_ctx})"
+
+    def close(self) -> None:
+        """Free the model; the member and rows read from it are unusable afterwards."""
+        self.context.close()
+        self.model.close()
+
+    @property
+    def n_ctx(self) -> int:
+        """Context length, tokens."""
+        return self.context.n_ctx
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the KV cache."""
+        return len(self._kv)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens in the KV cache."""
+        return tuple(self._kv)
+
+    @property
+    def row(self) -> Row:
+        """Logits of the next token: a view, valid until the member moves on."""
+        return self.context.row()
+
+    # -- tokenizing ---------------------------------------------------------------------------
+
+    def _find_guard(self) -> list[int] | None:
+        """Tokens of the guard where the vocabulary puts a space before every text, else None."""
+        letter = self.model.tokenize(b"a")
+        return None if self.vocab.join(letter) == b"a" else self.model.tokenize(_GUARD)
+
+    def tokenize(self, text: bytes) -> list[int]:
+        """Canonical tokens of valid UTF-8 text as the continuation of earlier text."""
+        if self._guard is None:
+            return self.model.tokenize(text)
+        tokens = self.model.tokenize(_GUARD + text)
+        return tokens[len(self._guard) :]
+
+    def tokenize_prompt(self, text: str | bytes) -> list[int]:
+        """Tokens of a prompt, begun as the model wants it; special tokens are recognised.
+
+        Raises
+        ------
+        PromptError
+            The prompt is empty or not valid UTF-8.
+        """
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        if not raw:
+            raise PromptError("the prompt is empty; give at least one character")
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError(
+                f"the prompt is not valid UTF-8: byte 0x{raw[error.start]:02x} at position "
+                f"{error.start}; decode the file with its own encoding first"
+            ) from None
+        tokens = self.model.tokenize(raw, parse_special=True)
+        bos = self.model.bos
+        if self.model.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _canonical(self, reply: bytes) -> list[int]:
+        """Canonical tokens of the reply, tokenising only its tail where that is provably enough."""
+        first = max(0, len(self._reply) - _TAIL)
+        # A tail that begins inside a character would be tokenised as garbage.
+        while first and reply[self._ends[first - 1]] & 0xC0 == 0x80:
+            first -= 1
+        start = self._ends[first - 1] if first else 0
+        tail = self.tokenize(reply[start:])
+        if first and tail[:_CHECK] != self._reply[first : first + _CHECK]:
+            self.stats.full_tokenisations += 1
+            first, start, tail = 0, 0, self.tokenize(reply)
+        ends = list(accumulate(self.vocab._core.lengths(tail), initial=start))[1:]
+        if ends and ends[-1] != len(reply):
+            # The tokenizer changed the text (SentencePiece takes U+2581 for a space): offsets are
+            # meaningless, so the next step starts from the whole reply again.
+            self._reply, self._ends = [], []
+            return self.tokenize(reply)
+        self._reply[first:] = tail
+        self._ends[first:] = ends
+        return self._reply
+
+    # -- moving on ----------------------------------------------------------------------------
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Start a new answer: bring the cache to the prompt, reusing what it already holds.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+            From `tokenize_prompt`.
+
+        Raises
+        ------
+        ContextLengthError
+            The prompt leaves no room for an answer.
+        DecodeError
+        """
+        if len(prompt) >= self.n_ctx:
+            raise ContextLengthError(member=self.name, n_tokens=len(prompt), n_ctx=self.n_ctx)
+        self._prompt = list(prompt)
+        self._reply, self._ends = [], []
+        self.stalled = False
+        self.stats.reused_tokens += self._move(self._prompt)
+        self.boundary = 1.0  # the prompt ends where its author ended it
+
+    def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> None:
+        """Bring the cache to the canonical tokens of the reply.
+
+        Parameters
+        ----------
+        reply : bytes
+            The whole reply, up to a character boundary.
+        pending : sequence of bytes
+            Units of the reply behind that boundary which do not yet complete a character.  No
+            tokenizer can be asked about them: they are followed by their twins, or the member
+            stalls until the character is complete.
+
+        Raises
+        ------
+        DecodeError
+        """
+        started = time.perf_counter()
+        twins = [self.vocab.lookup(unit) for unit in pending]
+        self.stalled = None in twins
+        known = [] if self.stalled else [twin for twin in twins if twin is not None]
+        target = self._prompt + self._canonical(reply) + known
+        self.stats.sync_s += time.perf_counter() - started
+        if self.stalled and target == self._kv:
+            return
+        self._move(target)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Follow by given tokens, whatever the canonical ones are: for a member that is alone."""
+        self._move(self._kv + list(tokens))
+
+    def fits(self, n: int) -> bool:
+        """Whether `n` more tokens fit the context."""
+        return len(self._kv) + n <= self.n_ctx
+
+    def _move(self, target: list[int]) -> int:
+        """Make the cache hold exactly `target`; returns how many tokens were already there."""
+        started = time.perf_counter()
+        kept = _common_prefix(self._kv, target)
+        reused = kept
+        if kept == len(target) == len(self._kv) and self._has_row:
+            return kept
+        # The last token gives the row.  After a rollback the one before it is needed too: it gives
+        # the boundary probability, and its row is gone.
+        kept = min(kept, len(target) - 1)
+        if kept < len(self._kv):
+            kept = self._roll_back(min(kept, max(0, len(target) - 2)))
+        new = target[kept:]
+        appends_one = len(new) == 1 and self._has_row and kept == len(self._kv)
+        if appends_one:
+            self.boundary = _core.boundary_probability(self.vocab._core, self.row, new[0])
+        self.stats.sync_s += time.perf_counter() - started
+        self._decode(new, kept, outputs=min(2, len(new)))
+        if not appends_one:
+            self.boundary = (
+                _core.boundary_probability(self.vocab._core, self.context.row(2), new[-1])
+                if len(new) > 1
+                else 1.0
+            )
+        return reused
+
+    def _decode(self, tokens: list[int], start: int, *, outputs: int) -> None:
+        began = time.perf_counter()
+        self._has_row = False
+        code = self.context.decode(tokens, start, outputs=outputs)
+        if code != 0:
+            self._forget()
+            raise DecodeError(
+                f"member '{self.name}' failed to decode {len(tokens)} tokens at position {start} "
+                f"(llama_decode returned {code}: {last_log()})",
+                member=self.name,
+                code=code,
+            )
+        self._kv[start:] = tokens
+        self._has_row = True
+        if self._checkpoints is not None:
+            self._checkpoints.append((len(self._kv), self.context.save()))
+        self.stats.decoded_tokens += len(tokens)
+        self.stats.decode_s += time.perf_counter() - began
+
+    def _roll_back(self, n_keep: int) -> int:
+        """Forget tokens from `n_keep` on, or a few more; returns how many are left."""
+        n_before = len(self._kv)
+        if self._checkpoints is not None:
+            n_keep = self._restore(n_keep)
+        elif not self.context.cut(n_keep):
+            self._forget()
+            n_keep = 0
+        dropped = n_before - n_keep
+        if self._reply:  # not a new prompt
+            self.stats.rollbacks += 1
+            self.stats.rolled_back_tokens += dropped
+            self.stats.deepest_rollback = max(self.stats.deepest_rollback, dropped)
+        del self._kv[n_keep:]
+        self._has_row = False
+        return n_keep
+
+    def _restore(self, n_keep: int) -> int:
+        """Roll a recurrent memory back to the last checkpoint at or before `n_keep`."""
+        assert self._checkpoints is not None
+        while self._checkpoints and self._checkpoints[-1][0] > n_keep:
+            self._checkpoints.pop()
+        if self._checkpoints:
+            n_tokens, state = self._checkpoints[-1]
+            if self.context.cut(n_tokens) | self.context.restore(state):
+                return n_tokens
+        self._forget()
+        return 0
+
+    def _forget(self) -> None:
+        self.context.clear()
+        self._kv.clear()
+        self._has_row = False
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    if list(a[:n]) == list(b[:n]):  # one comparison in C for the common case
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

@@ -1,0 +1,83 @@
+"""Fixtures shared by every test: real vocabularies, real models, and tiny ones of every kind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import models
+import pytest
+from tiny import write_tiny
+
+
+class Recipe(NamedTuple):
+    """How to make a tiny model: where its tokenizer comes from, and options of `write_tiny`."""
+
+    vocab: Callable[[], Path]
+    options: dict[str, Any]
+
+
+def _vocab(name: str) -> Callable[[], Path]:
+    return lambda: models.vocab_dir() / f"ggml-vocab-{name}.gguf"
+
+
+RECIPES = {
+    "gpt2": Recipe(_vocab("gpt-2"), {"max_vocab": 2000}),
+    "llama-spm": Recipe(_vocab("llama-spm"), {"max_vocab": 1000, "seed": 1}),
+    "smol": Recipe(models.smollm2, {"max_vocab": 4000, "seed": 2}),
+    "qwen2": Recipe(_vocab("qwen2"), {"max_vocab": 3000, "seed": 3}),
+    "gemma3": Recipe(models.gemma3, {"max_vocab": 3000, "seed": 4, "arch": "gemma3"}),
+    "mamba": Recipe(_vocab("gpt-neox"), {"max_vocab": 2000, "seed": 5, "arch": "mamba"}),
+    "lfm2": Recipe(_vocab("llama-bpe"), {"max_vocab": 2000, "seed": 6, "arch": "lfm2"}),
+    "bert": Recipe(_vocab("bert-bge"), {"max_vocab": 2000, "seed": 7, "arch": "bert"}),
+}
+
+
+class TinyModels(Mapping[str, Path]):
+    """Name to file of each tiny model in `RECIPES`; a file is written when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> Path:
+        recipe = RECIPES[name]
+        path = self._folder / f"{name}.gguf"
+        return path if path.exists() else write_tiny(path, recipe.vocab(), **recipe.options)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(RECIPES)
+
+    def __len__(self) -> int:
+        return len(RECIPES)
+
+
+@pytest.fixture(scope="session")
+def vocab_dir() -> Path:
+    """Directory of about 20 real ``ggml-vocab-*.gguf`` files."""
+    return models.vocab_dir()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The SmolLM2-135M-Instruct demo model."""
+    return models.smollm2()
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """The Gemma-3-270m demo model."""
+    return models.gemma3()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Tiny models by name, see `RECIPES`."""
+    return TinyModels(tmp_path_factory.mktemp("tiny_models"))
+
+
+def pytest_report_header() -> str:
+    """Name the versions that results depend on."""
+    packages = ("llama-cpp-python", "numpy")
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
