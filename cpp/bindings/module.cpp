@@ -432,6 +432,12 @@ void bind_pool(py::module_& m) {
             f.logprobs.erase(f.logprobs.begin() + static_cast<std::ptrdiff_t>(k));
           },
           "k"_a);
+  m.def(
+      "normalise_weights",
+      [](const std::vector<double>& weights, std::size_t members) {
+        return normalise_weights(weights, members);
+      },
+      "weights"_a, "members"_a);
   py::enum_<Decision>(m, "Decision")
       .value("open", Decision::open)
       .value("agree", Decision::agree)

@@ -14,10 +14,25 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-[[noreturn]] void fail_weight(std::size_t m, double weight) {
-  throw FusionError("weight " + std::to_string(weight) + " of member " + std::to_string(m) +
-                        " is not a finite number >= 0",
-                    static_cast<int>(m));
+// Returns the sum of the weights.
+double check_weights(std::span<const double> weights, std::size_t members) {
+  if (weights.size() != members) {
+    throw FusionError("expected " + std::to_string(members) + " weights, one per member, got " +
+                      std::to_string(weights.size()));
+  }
+  double total = 0.0;
+  for (std::size_t m = 0; m < members; ++m) {
+    if (!(weights[m] >= 0.0) || std::isinf(weights[m])) {
+      throw FusionError("the weight of member " + std::to_string(m) +
+                            " must be a finite number >= 0, not " + std::to_string(weights[m]),
+                        static_cast<int>(m));
+    }
+    total += weights[m];
+  }
+  if (!(total > 0.0) || std::isinf(total)) {
+    throw FusionError("the weights must have a finite sum above 0, not " + std::to_string(total));
+  }
+  return total;
 }
 
 [[noreturn]] void fail_excluded() {
@@ -25,6 +40,13 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 }
 
 }  // namespace
+
+std::vector<double> normalise_weights(std::span<const double> weights, std::size_t members) {
+  const double total = check_weights(weights, members);
+  std::vector<double> normalised(weights.begin(), weights.end());
+  for (double& weight : normalised) weight /= total;
+  return normalised;
+}
 
 Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
     : alignment_(std::move(alignment)), options_(options) {
@@ -48,19 +70,11 @@ Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
 }
 
 void Pool::read(std::span<const float* const> rows, std::span<const double> weights) {
-  if (rows.size() != members_.size() || weights.size() != members_.size()) {
-    throw FusionError("expected " + std::to_string(members_.size()) + " rows and weights, got " +
-                      std::to_string(rows.size()) + " rows and " +
-                      std::to_string(weights.size()) + " weights");
+  if (rows.size() != members_.size()) {
+    throw FusionError("expected " + std::to_string(members_.size()) + " rows, got " +
+                      std::to_string(rows.size()));
   }
-  double total = 0.0;
-  for (std::size_t m = 0; m < weights.size(); ++m) {
-    if (!(weights[m] >= 0.0) || std::isinf(weights[m])) fail_weight(m, weights[m]);
-    total += weights[m];
-  }
-  if (!(total > 0.0) || std::isinf(total)) {
-    throw FusionError("the weights must have a finite sum above 0, not " + std::to_string(total));
-  }
+  const double total = check_weights(weights, members_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
     Member& member = members_[m];
     member.weight = static_cast<float>(weights[m] / total);

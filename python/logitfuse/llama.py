@@ -59,6 +59,16 @@ def backend_info() -> dict[str, str | bool | int]:
     }
 
 
+def _repacks_safely() -> bool:
+    """Whether llama.cpp's repacked weights can be trusted.
+
+    GCC before 13 drops the stores that fill an AMX tile configuration, so llama.cpp built with it
+    for an AMX CPU crashes in the first matrix product; the build does not say which compiler it
+    saw.
+    """
+    return "AMX_INT8 = 1" not in str(backend_info()["system"])
+
+
 def _address(name: str) -> int:
     """Address of a C function of libllama."""
     return ctypes.cast(getattr(lib._lib, name), ctypes.c_void_p).value or 0
@@ -79,6 +89,9 @@ class LlamaModel:
         Device for a model that is not split.
     use_mmap : bool
         Map the file instead of reading it.
+    repack : bool, optional
+        Let llama.cpp store weights in a layout that suits the CPU.  By default on, but off in
+        builds for AMX (see `_repacks_safely`).
 
     Raises
     ------
@@ -93,6 +106,7 @@ class LlamaModel:
         n_gpu_layers: int = 0,
         main_gpu: int = 0,
         use_mmap: bool = True,
+        repack: bool | None = None,
     ) -> None:
         self._handle: Any = None
         self.path = Path(path)
@@ -103,6 +117,7 @@ class LlamaModel:
         params.n_gpu_layers = n_gpu_layers
         params.main_gpu = main_gpu
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = _repacks_safely() if repack is None else repack
         _log_lines.clear()
         self._handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
@@ -409,6 +424,18 @@ class LlamaContext:
         pointer = ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
         n = lib.llama_state_seq_set_data_ext(self._handle, pointer, len(state), 0, _PARTIAL)
         return int(n) == len(state)
+
+
+def render_template(model: LlamaModel, template: str, messages: list[dict[str, str]]) -> str:
+    """Render a chat with a Jinja template, sandboxed, ready for the assistant's reply."""
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    formatter = Jinja2ChatFormatter(
+        template=template,
+        eos_token=model.special_text("eos"),
+        bos_token=model.special_text("bos"),
+    )
+    return str(formatter(messages=messages).prompt)
 
 
 def last_log() -> str:

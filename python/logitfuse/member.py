@@ -30,13 +30,16 @@ _TAIL, _CHECK = 12, 2
 _GUARD = b"\n"
 #: Checkpoints kept for memories that cannot be cut back: more than the deepest rollback.
 _CHECKPOINTS = 8
+#: Rows kept from before the last steps, for the boundary probability after a rollback.  Copying one
+#: costs 40 us at 262,144 tokens; decoding the token again would cost a forward pass.
+_ROWS = 4
 #: Default context, tokens; less where the model was trained for less.
 _N_CTX = 4096
 
 
 @dataclass
 class MemberStats:
-    """What a member did since it was made (or since `reset`)."""
+    """What a member did since these figures were put in place."""
 
     decoded_tokens: int = 0
     rolled_back_tokens: int = 0
@@ -46,10 +49,6 @@ class MemberStats:
     full_tokenisations: int = 0  #: the tail's self-check failed
     decode_s: float = 0.0
     sync_s: float = 0.0  #: tokenising, comparing, rolling back
-
-    def reset(self) -> None:
-        """Back to zero."""
-        self.__init__()  # type: ignore[misc]
 
     def as_dict(self) -> dict[str, int | float]:
         """All figures by name."""
@@ -83,6 +82,8 @@ class Member:
         GPU to use.
     flash_attn, use_mmap : bool
         As in llama.cpp.
+    repack : bool, optional
+        See `LlamaModel`.
 
     Raises
     ------
@@ -101,9 +102,14 @@ class Member:
         main_gpu: int = 0,
         flash_attn: bool = True,
         use_mmap: bool = True,
+        repack: bool | None = None,
     ) -> None:
         self.model = LlamaModel(
-            path, n_gpu_layers=n_gpu_layers, main_gpu=main_gpu, use_mmap=use_mmap
+            path,
+            n_gpu_layers=n_gpu_layers,
+            main_gpu=main_gpu,
+            use_mmap=use_mmap,
+            repack=repack,
         )
         self.model.require_generator()
         self.vocab = Vocab.from_llama(self.model)
@@ -122,6 +128,8 @@ class Member:
         #: It cannot spell the unfinished character at the end of the text: its row is stale.
         self.stalled = False
         self._guard = self._find_guard()
+        self._rows = np.empty((_ROWS, len(self.vocab)), np.float32)
+        self._rows_at = [-1] * _ROWS  # how many tokens each of them has seen
         self._kv: list[int] = []  # what the cache holds
         self._has_row = False  # ... and whether the row of its last token is at hand
         self._prompt: list[int] = []
@@ -242,7 +250,7 @@ class Member:
         self.stats.reused_tokens += self._move(self._prompt)
         self.boundary = 1.0  # the prompt ends where its author ended it
 
-    def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> None:
+    def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> bool:
         """Bring the cache to the canonical tokens of the reply.
 
         Parameters
@@ -254,6 +262,11 @@ class Member:
             tokenizer can be asked about them: they are followed by their twins, or the member
             stalls until the character is complete.
 
+        Returns
+        -------
+        bool
+            False, and nothing has changed, if the context is full.
+
         Raises
         ------
         DecodeError
@@ -264,43 +277,62 @@ class Member:
         known = [] if self.stalled else [twin for twin in twins if twin is not None]
         target = self._prompt + self._canonical(reply) + known
         self.stats.sync_s += time.perf_counter() - started
-        if self.stalled and target == self._kv:
-            return
-        self._move(target)
+        if len(target) > self.n_ctx:
+            return False
+        if not (self.stalled and target == self._kv):
+            self._move(target)
+        return True
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Follow by given tokens, whatever the canonical ones are: for a member that is alone."""
-        self._move(self._kv + list(tokens))
+    def append(self, token: int) -> bool:
+        """Follow by a given token, whatever is canonical: for a member that answers alone.
 
-    def fits(self, n: int) -> bool:
-        """Whether `n` more tokens fit the context."""
-        return len(self._kv) + n <= self.n_ctx
+        Returns
+        -------
+        bool
+            False, and nothing has changed, if the context is full.
+        """
+        if len(self._kv) == self.n_ctx:
+            return False
+        self._decode([token], len(self._kv), outputs=1)
+        return True
 
     def _move(self, target: list[int]) -> int:
         """Make the cache hold exactly `target`; returns how many tokens were already there."""
         started = time.perf_counter()
-        kept = _common_prefix(self._kv, target)
-        reused = kept
+        kept = reused = _common_prefix(self._kv, target)
         if kept == len(target) == len(self._kv) and self._has_row:
             return kept
-        # The last token gives the row.  After a rollback the one before it is needed too: it gives
-        # the boundary probability, and its row is gone.
-        kept = min(kept, len(target) - 1)
+        self._keep_row()
+        kept = min(kept, len(target) - 1)  # the last token gives the row
         if kept < len(self._kv):
-            kept = self._roll_back(min(kept, max(0, len(target) - 2)))
+            self._count_rollback(len(self._kv) - reused)
+            if kept == len(target) - 1 and self._row_after(kept) is None:
+                kept = max(0, kept - 1)  # the boundary needs the row before the last token
+            kept = self._roll_back(kept)
         new = target[kept:]
-        appends_one = len(new) == 1 and self._has_row and kept == len(self._kv)
-        if appends_one:
-            self.boundary = _core.boundary_probability(self.vocab._core, self.row, new[0])
+        before = self._row_after(kept) if len(new) == 1 else None
+        if before is not None:
+            self.boundary = self._boundary(before, new[0])
         self.stats.sync_s += time.perf_counter() - started
         self._decode(new, kept, outputs=min(2, len(new)))
-        if not appends_one:
-            self.boundary = (
-                _core.boundary_probability(self.vocab._core, self.context.row(2), new[-1])
-                if len(new) > 1
-                else 1.0
-            )
+        if before is None:
+            self.boundary = self._boundary(self.context.row(2), new[-1]) if len(new) > 1 else 1.0
         return reused
+
+    def _boundary(self, row: Row, token: int) -> float:
+        return _core.boundary_probability(self.vocab._core, row, token)
+
+    def _keep_row(self) -> None:
+        """Copy the present row, which the next decode overwrites."""
+        if self._has_row:
+            slot = len(self._kv) % _ROWS
+            np.copyto(self._rows[slot], self.row)
+            self._rows_at[slot] = len(self._kv)
+
+    def _row_after(self, n_tokens: int) -> Row | None:
+        """The row after the first `n_tokens` of the cache, if it was kept."""
+        slot = n_tokens % _ROWS
+        return self._rows[slot] if self._rows_at[slot] == n_tokens else None
 
     def _decode(self, tokens: list[int], start: int, *, outputs: int) -> None:
         began = time.perf_counter()
@@ -323,20 +355,21 @@ class Member:
 
     def _roll_back(self, n_keep: int) -> int:
         """Forget tokens from `n_keep` on, or a few more; returns how many are left."""
-        n_before = len(self._kv)
         if self._checkpoints is not None:
             n_keep = self._restore(n_keep)
         elif not self.context.cut(n_keep):
             self._forget()
             n_keep = 0
-        dropped = n_before - n_keep
-        if self._reply:  # not a new prompt
+        del self._kv[n_keep:]
+        self._has_row = False
+        self._rows_at = [n if n <= n_keep else -1 for n in self._rows_at]
+        return n_keep
+
+    def _count_rollback(self, dropped: int) -> None:
+        if self._reply and dropped:  # not a new prompt
             self.stats.rollbacks += 1
             self.stats.rolled_back_tokens += dropped
             self.stats.deepest_rollback = max(self.stats.deepest_rollback, dropped)
-        del self._kv[n_keep:]
-        self._has_row = False
-        return n_keep
 
     def _restore(self, n_keep: int) -> int:
         """Roll a recurrent memory back to the last checkpoint at or before `n_keep`."""
@@ -345,7 +378,7 @@ class Member:
             self._checkpoints.pop()
         if self._checkpoints:
             n_tokens, state = self._checkpoints[-1]
-            if self.context.cut(n_tokens) | self.context.restore(state):
+            if self.context.restore(state) and self.context.cut(n_tokens):
                 return n_tokens
         self._forget()
         return 0
@@ -353,6 +386,7 @@ class Member:
     def _forget(self) -> None:
         self.context.clear()
         self._kv.clear()
+        self._rows_at = [-1] * _ROWS
         self._has_row = False
         if self._checkpoints is not None:
             self._checkpoints.clear()

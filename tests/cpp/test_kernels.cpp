@@ -175,6 +175,25 @@ TEST_CASE("exp_shifted never gives a subnormal and keeps all that is normal") {
   }
 }
 
+TEST_CASE("exp_shifted gives no subnormal next to the bound, whatever the scale") {
+  std::mt19937 random(5);
+  for (int round = 0; round < 1000; ++round) {
+    const float scale = std::ldexp(1.0f + 0x1p-24f * static_cast<float>(random() >> 8),
+                                   -static_cast<int>(random() % 120));
+    float x = std::log(kMinNormal) - std::log(scale);
+    Row row;
+    for (int step = 0; step < 20; ++step) x = std::nextafter(x, -kInf);
+    for (int step = 0; step < 40; ++step) row.push_back(x = std::nextafter(x, kInf));
+    CAPTURE(scale);
+    on_every_isa([&](const Kernels& k) {
+      Row y(row.size());
+      k.exp_shifted(row.data(), row.size(), 0.0f, scale, y.data());
+      CHECK(std::all_of(y.begin(), y.end(),
+                        [](float value) { return value == 0.0f || value >= kMinNormal; }));
+    });
+  }
+}
+
 TEST_CASE("log of special values") {
   const float log_of_max = static_cast<float>(std::log(static_cast<double>(kMax)));
   const Special table[] = {

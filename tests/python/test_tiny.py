@@ -67,16 +67,25 @@ class Model:
 
     def decode(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """Decode tokens ``[n]`` from `position` on; returns logits ``[n, n_vocab]``."""
+        self._run(lib.llama_decode, tokens, position)
+        rows = lib.llama_get_logits_ith(self.context, 0)
+        return np.ctypeslib.as_array(rows, (len(tokens), self.n_vocab)).copy()
+
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Encode tokens ``[n]``; returns the embedding of the sequence ``[n_embd]``."""
+        self._run(lib.llama_encode, tokens, 0)
+        vector = lib.llama_get_embeddings_seq(self.context, 0)
+        return np.ctypeslib.as_array(vector, (lib.llama_model_n_embd(self.model),)).copy()
+
+    def _run(self, function: Any, tokens: Sequence[int], position: int) -> None:
         batch = lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, position + i
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, True
-        status = lib.llama_decode(self.context, batch)
+        status = function(self.context, batch)
         lib.llama_batch_free(batch)
-        assert status == 0, f"llama_decode returned {status}"
-        rows = lib.llama_get_logits_ith(self.context, 0)
-        return np.ctypeslib.as_array(rows, (len(tokens), self.n_vocab)).copy()
+        assert status == 0, f"{function.__name__} returned {status}"
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Decode tokens in batches of 32 from the start; returns the last row ``[n_vocab]``."""
@@ -145,9 +154,12 @@ class TestEveryModel:
         assert len(tokens) < 0.8 * len(TEXT)
         assert text == (b" " + TEXT if name == "llama-spm" else TEXT)
 
-    def test_embedding_model_loads(self, tiny_models: dict[str, Path]) -> None:
+    def test_embedding_model_embeds_and_has_no_memory(self, tiny_models: dict[str, Path]) -> None:
         with Model(tiny_models["bert"], embeddings=True) as model:
-            assert len(model.tokenize(b"the end")) >= 2
+            one, same, other = (model.embed(model.tokenize(text)) for text in (b"a", b"a", b"b"))
+            assert not model.memory
+        np.testing.assert_array_equal(one, same)
+        assert np.abs(one - other).max() > 0.1
 
     def test_chat_template_comes_along(self, tiny_models: dict[str, Path]) -> None:
         with Model(tiny_models["smol"]) as model:
@@ -197,10 +209,10 @@ class TestWriter:
         path = write_tiny(tmp_path / "m.gguf", vocab, max_vocab=500)
         mine, theirs = read_gguf(path), GGUFReader(path)
         for key, value in mine.metadata.items():
-            expected = theirs.get_field(key).contents()
-            if isinstance(value, list):
-                value = [text.decode() for text in value]
-            np.testing.assert_array_equal(value, expected)
+            mine_as_text = [text.decode() for text in value] if isinstance(value, list) else value
+            field = theirs.get_field(key)
+            assert field is not None
+            np.testing.assert_array_equal(mine_as_text, field.contents())
         assert set(mine.tensors) == {tensor.name for tensor in theirs.tensors}
         for tensor in theirs.tensors:
             np.testing.assert_array_equal(mine.tensor(tensor.name), tensor.data)

@@ -184,9 +184,9 @@ class _Weights:
         """Add the last matrix of a branch, the one whose result joins the residual stream."""
         self._gaussian(name, (outputs, inputs), self.residual_gain * inputs**-0.5, self._dtype)
 
-    def kernel(self, name: str, channels: int, width: int) -> None:
-        """Add the kernels of a convolution, which llama.cpp wants as float32."""
-        self._gaussian(name, (channels, width), width**-0.5, np.float32)
+    def rows(self, name: str, count: int, width: int, scale: float | None = None) -> None:
+        """Add Gaussian rows that are not multiplied as a matrix, so llama.cpp wants float32."""
+        self._gaussian(name, (count, width), scale or width**-0.5, np.float32)
 
     def constant(self, name: str, value: ArrayLike, *shape: int) -> None:
         self._writer.add_tensor(name, np.full(shape, value, np.float32))
@@ -278,7 +278,7 @@ def _write_mamba(writer: GGUFWriter, weights: _Weights, shape: Shape) -> None:
         block = f"blk.{i}."
         weights.constant(block + "attn_norm.weight", 1.0, shape.dim)
         weights.matrix(block + "ssm_in.weight", 2 * inner, shape.dim)
-        weights.kernel(block + "ssm_conv1d.weight", inner, kernel)
+        weights.rows(block + "ssm_conv1d.weight", inner, kernel)
         weights.constant(block + "ssm_conv1d.bias", 0.0, inner)
         weights.matrix(block + "ssm_x.weight", rank + 2 * state, inner, scale=3 * inner**-0.5)
         weights.matrix(block + "ssm_dt.weight", inner, rank)
@@ -302,7 +302,7 @@ def _write_lfm2(writer: GGUFWriter, weights: _Weights, shape: Shape) -> None:
         else:
             weights.constant(block + "attn_norm.weight", 1.0, shape.dim)
             weights.matrix(block + "shortconv.in_proj.weight", 3 * shape.dim, shape.dim)
-            weights.kernel(block + "shortconv.conv.weight", shape.dim, kernel)
+            weights.rows(block + "shortconv.conv.weight", shape.dim, kernel)
             weights.residual(block + "shortconv.out_proj.weight", shape.dim, shape.dim)
         _write_feed_forward(weights, block, shape)
 
@@ -312,8 +312,8 @@ def _write_bert(writer: GGUFWriter, weights: _Weights, shape: Shape) -> None:
     writer.add_causal_attention(False)
     writer.add_pooling_type(PoolingType.MEAN)
     writer.add_token_type_count(2)
-    weights.matrix("position_embd.weight", shape.ctx, shape.dim, scale=1.0)
-    weights.matrix("token_types.weight", 2, shape.dim, scale=1.0)
+    weights.rows("position_embd.weight", shape.ctx, shape.dim, scale=1.0)
+    weights.rows("token_types.weight", 2, shape.dim, scale=1.0)
     _write_layer_norm(weights, "token_embd_norm", shape.dim)
     for i in range(shape.layers):
         block = f"blk.{i}."

@@ -30,6 +30,9 @@ struct PoolOptions {
   float floor = -16.0F;  ///< nats; log-linear only
 };
 
+/// Weights that sum to 1.  Throws FusionError: not one per member, negative, not finite, all zero.
+std::vector<double> normalise_weights(std::span<const double> weights, std::size_t members);
+
 /// Every candidate of the given number of best tokens per member.
 inline constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
 

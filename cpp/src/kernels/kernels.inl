@@ -1,15 +1,14 @@
 // The one kernel source.  A .cpp per instruction set names itself and includes this; the flags that
 // CMake compiles it with do the rest.
 //
-// The rules that make every instruction set give the same bits, and none leak into the others:
-//   * Reductions run over kLanes accumulators, whatever the vector width, and join them in a fixed
+// The rules that make every instruction set give the same bits, and keep them apart:
+//   * A reduction has kLanes accumulators, whatever the vector width, and joins them in a fixed
 //     order.  Elementwise kernels need no lanes: a float operation is the same in every width.
-//   * Compiled with -ffp-contract=off (an FMA rounds once where mul and add round twice) and
-//   without
-//     -ffast-math (it assumes away the -inf and NaN that logits hold).
-//   * Only the table getter has external linkage and nothing from std:: is called: an inline
-//   function
-//     compiled here for AVX could be the copy that the linker keeps for a CPU without it.
+//   * -ffp-contract=off, as an FMA rounds once where mul and add round twice; no -ffast-math, as it
+//     assumes away the -inf and NaN that logits hold.
+//   * Only the table getter has external linkage, and nothing from std:: is called: the linker
+//   could
+//     keep the copy of an inline function that was compiled here for AVX, for every CPU.
 #include <cstddef>
 #include <cstdint>
 
@@ -41,7 +40,10 @@ LOGITFUSE_INLINE constexpr float float_of(std::uint32_t bits) {
 constexpr float kInf = float_of(0x7f800000);
 constexpr float kNan = float_of(0x7fc00000);
 
-// Cody and Waite's split of ln 2: the high part has 9 bits, so that its product with an exponent is
+/// The larger one; `best` when `x` is NaN (in this form it is one instruction on x86).
+LOGITFUSE_INLINE float max_number(float x, float best) { return x > best ? x : best; }
+
+// Cody and Waite's split of ln 2: the high part has 9 bits, so its product with an exponent is
 // exact.
 constexpr float kLn2Hi = 0x1.63p-1f;
 constexpr float kLn2Lo = -0x1.bd0106p-13f;
@@ -49,28 +51,27 @@ constexpr float kLn2Lo = -0x1.bd0106p-13f;
 // The least argument whose exp is a normal float32: -126 ln 2, rounded up.
 constexpr float kExpMin = -0x1.5d589ep+6f;
 
-/// exp(x) for x in [least, 0], 0 below it, NaN for NaN; least >= kExpMin.
+/// exp(x) for x in (least, 0], 0 below, NaN for NaN; least >= kExpMin.
 ///
-/// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2.  Below kExpMin the exponent
-/// of 2^n wraps around and the product is rubbish, which the last line discards: it needs no clamp,
-/// and is hardly ever subnormal, so it costs nothing.
+/// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2.  The clamp keeps the product
+/// at the end normal: a subnormal one is slow even where it is discarded.
 LOGITFUSE_INLINE float exp_nonpositive(float x, float least) {
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the significand; the
   // 127 is the exponent bias of the 2^n that these bits become.
   constexpr float kRound = 0x1.8p23f + 127.0f;
-  const float biased = x * 0x1.715476p+0f + kRound;  // 1 / ln 2
+  const float bounded = max_number(least, x);
+  const float biased = bounded * 0x1.715476p+0f + kRound;  // 1 / ln 2
   const float n = biased - kRound;
   const float power = float_of(bits_of(biased) << 23);
-  const float r = (x - n * kLn2Hi) - n * kLn2Lo;
-  // exp(r) = 1 + r + r^2 q(r), q minimax for the relative error: 2^-28 with these rounded
-  // coefficients.
+  const float r = (bounded - n * kLn2Hi) - n * kLn2Lo;
+  // exp(r) = 1 + r + r^2 q(r); q is minimax for the relative error, 2^-28 as rounded here.
   float q = 0x1.6a4002p-10f;
   q = q * r + 0x1.1239ecp-7f;
   q = q * r + 0x1.5558bep-5f;
   q = q * r + 0x1.555492p-3f;
   q = q * r + 0x1.fffffcp-2f;
   const float y = (r + (r * r) * q) + 1.0f;
-  return x < least ? 0.0f : y * power;
+  return bounded == least ? 0.0f : y * power;
 }
 
 /// log(x) for x > 0, -inf for 0, NaN for a negative x or NaN.
@@ -90,8 +91,7 @@ LOGITFUSE_INLINE float log_nonnegative(float x) {
       static_cast<std::uint32_t>(static_cast<std::int32_t>(bits - kTwoThirds) >> 23);
   const float f = float_of(bits - (exponent << 23)) - 1.0f;
   const float e = static_cast<float>(static_cast<std::int32_t>(exponent - (149 & subnormal)));
-  // log(1 + f) = f + f^2 q(f), q minimax for the relative error: 2^-27 with these rounded
-  // coefficients.
+  // log(1 + f) = f + f^2 q(f); q is minimax for the relative error, 2^-27 as rounded here.
   float q = -0x1.07c882p-3f;
   q = q * f + 0x1.1e678cp-3f;
   q = q * f - 0x1.f332fcp-4f;
@@ -102,22 +102,19 @@ LOGITFUSE_INLINE float log_nonnegative(float x) {
   q = q * f + 0x1.555506p-2f;
   q = q * f - 0.5f;
   const float y = (f + ((f * f) * q + e * kLn2Lo)) + e * kLn2Hi;
-  const float finite = x > 0.0f ? y : (x == 0.0f ? -kInf : kNan);
-  return x < kInf ? finite : x;  // +inf and NaN
+  // Added, not selected: an `and` and an add each, cheaper than a blend.
+  const float result = y + (x == 0.0f ? -kInf : 0.0f) + (x < 0.0f ? kNan : 0.0f);
+  return x < kInf ? result : x;  // +inf and NaN
 }
-
-/// The larger one; `best` when `x` is NaN (in this form it is one instruction on x86).
-LOGITFUSE_INLINE float max_number(float x, float best) { return x > best ? x : best; }
 
 /// The max of kBlock elements.
 LOGITFUSE_INLINE float max_of_block(const float* x) {
   float best[kLanes];
-  for (float& lane : best) lane = -kInf;
-  for (std::size_t k = 0; k < kBlock; k += kLanes) {
 #pragma omp simd
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      best[lane] = max_number(x[k + lane], best[lane]);
-    }
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    float most = -kInf;
+    for (std::size_t k = 0; k < kBlock; k += kLanes) most = max_number(x[k + lane], most);
+    best[lane] = most;
   }
   for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
 #pragma omp simd
@@ -145,20 +142,19 @@ float block_max(const float* x, std::size_t n, float* out) {
   return best;
 }
 
-// A chunk is summed in float32, the chunks in float64.  Its four rows are few enough to bound the
-// error (exp 8.1e-8, then two additions of 2^-24 each) and many enough to make the conversion
-// cheap.
+// A chunk is summed in float32, the chunks in float64.  Four rows are few enough to prove the bound
+// (8.1e-8 of exp, 2^-24 of each of two additions), many enough to make the conversion cheap.
 constexpr std::size_t kChunk = 4 * kLanes;
 
 /// sum[lane] += the exp of that lane in each row of a chunk.
-LOGITFUSE_INLINE void add_exp(const float* x, float shift, double* sum) {
+LOGITFUSE_INLINE void add_exp(const float* x, float shift, float least, double* sum) {
   float part[kLanes];  // its own loop: clang sizes vectors by the widest type it sees
 #pragma omp simd
   for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    const float a = exp_nonpositive(x[lane] - shift, kExpMin);
-    const float b = exp_nonpositive(x[lane + kLanes] - shift, kExpMin);
-    const float c = exp_nonpositive(x[lane + 2 * kLanes] - shift, kExpMin);
-    const float d = exp_nonpositive(x[lane + 3 * kLanes] - shift, kExpMin);
+    const float a = exp_nonpositive(x[lane] - shift, least);
+    const float b = exp_nonpositive(x[lane + kLanes] - shift, least);
+    const float c = exp_nonpositive(x[lane + 2 * kLanes] - shift, least);
+    const float d = exp_nonpositive(x[lane + 3 * kLanes] - shift, least);
     part[lane] = (a + b) + (c + d);
   }
 #pragma omp simd
@@ -166,13 +162,16 @@ LOGITFUSE_INLINE void add_exp(const float* x, float shift, double* sum) {
 }
 
 double sum_exp(const float* x, std::size_t n, float shift) {
+  // Volatile: GCC would fold the constant through exp_nonpositive, and blend four values, not one.
+  const volatile float exp_min = kExpMin;
+  const float least = exp_min;
   double sum[kLanes] = {};
   std::size_t k = 0;
-  for (; k + kChunk <= n; k += kChunk) add_exp(x + k, shift, sum);
+  for (; k + kChunk <= n; k += kChunk) add_exp(x + k, shift, least, sum);
   if (k < n) {
     float last[kChunk];
     for (std::size_t i = 0; i < kChunk; ++i) last[i] = k + i < n ? x[k + i] : -kInf;
-    add_exp(last, shift, sum);
+    add_exp(last, shift, least, sum);
   }
   for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
     for (std::size_t lane = 0; lane < width; ++lane) sum[lane] += sum[lane + width];
@@ -181,8 +180,8 @@ double sum_exp(const float* x, std::size_t n, float shift) {
 }
 
 void exp_shifted(const float* x, std::size_t n, float shift, float scale, float* out) {
-  // Below `least` the product would be subnormal; 2^-16 is more than the rounding of `least`
-  // itself.
+  // Up to `least` the product would be subnormal; 2^-16 is more than the roundings on the way to
+  // it.
   const float least = max_number((kExpMin + 0x1p-16f) - log_nonnegative(scale), kExpMin);
 #pragma omp simd
   for (std::size_t k = 0; k < n; ++k) out[k] = scale * exp_nonpositive(x[k] - shift, least);

@@ -1,0 +1,95 @@
+"""Messages become a prompt: every member has its own chat template, the reply is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitfuse.errors import PromptError
+from logitfuse.llama import LlamaModel, render_template
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A member's own rendering of a chat.
+
+    Attributes
+    ----------
+    text : str
+        Special tokens in it are to be recognised.
+    stop : tuple of str
+        What ends a reply besides the end tokens.
+    """
+
+    text: str
+    stop: tuple[str, ...] = ()
+
+
+def render(model: LlamaModel, messages: Sequence[Mapping[str, Any]]) -> ChatPrompt:
+    """Render a chat with the template in a model's file, or as a plain transcript.
+
+    The plain transcript ends with a line break, so that a reply begins as it does behind a
+    template: without a space.
+
+    Raises
+    ------
+    PromptError
+        A message is malformed or the template refuses the chat.
+    """
+    chat = check_messages(messages)
+    template = model.chat_template
+    if template is None:
+        turns = [f"{message['role'].capitalize()}:\n{message['content']}\n\n" for message in chat]
+        return ChatPrompt("".join(turns) + "Assistant:\n", ("\n\nUser:", "\nUser:\n"))
+    try:
+        return ChatPrompt(render_template(model, template, chat))
+    except Exception as first:
+        merged = _without_system(chat)
+        if merged == chat:
+            raise _refused(model, first) from first
+        try:
+            return ChatPrompt(render_template(model, template, merged))
+        except Exception as error:
+            raise _refused(model, error) from error
+
+
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Messages with a known role and plain text content.
+
+    Raises
+    ------
+    PromptError
+        No messages, an unknown role, or content that is not text.
+    """
+    if not messages:
+        raise PromptError("the chat has no messages; give at least one")
+    checked = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise PromptError(f"message {i} has role {role!r}; known: {', '.join(ROLES)}")
+        if isinstance(content, Sequence) and not isinstance(content, str):  # OpenAI content parts
+            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
+        if not isinstance(content, str):
+            raise PromptError(f"message {i} ({role}) has no text content, but {content!r}")
+        checked.append({"role": role, "content": content})
+    return checked
+
+
+def _without_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    """System text moved into the first user turn: some templates refuse the system role."""
+    system = [message["content"] for message in chat if message["role"] == "system"]
+    rest = [dict(message) for message in chat if message["role"] != "system"]
+    for message in rest:
+        if message["role"] == "user" and system:
+            message["content"] = "\n\n".join([*system, message["content"]])
+            break
+    return rest
+
+
+def _refused(model: LlamaModel, error: Exception) -> PromptError:
+    return PromptError(f"the chat template of '{model.path.name}' refuses these messages: {error}")

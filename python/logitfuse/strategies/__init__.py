@@ -1,0 +1,1 @@
+"""Strategies: ways to ensemble.  Each is a generator, so they nest."""

@@ -1,0 +1,99 @@
+"""The seam between strategies: messages or a prompt in, a stream of chunks out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from logitfuse.sampling import SamplingParams
+
+Message: TypeAlias = Mapping[str, Any]
+FinishReason: TypeAlias = Literal["stop", "length"]
+#: How a step was decided: by one member alone, by all alike, by a majority of the pooled
+#: probability, or by the pool.
+DecisionName: TypeAlias = Literal["led", "agree", "certain", "fused"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a generator.
+
+    Attributes
+    ----------
+    prompt : str or bytes, or a sequence of messages
+        Text to continue, or a chat (``{"role": ..., "content": ...}``).
+    sampling : SamplingParams
+    max_tokens : int or None
+        Most symbols to generate; None: until the end or the context is full.
+    stop : tuple of str
+        The answer ends before the first of these.
+    top_logprobs : int
+        How many of the best symbols each `Step` lists.
+    """
+
+    prompt: str | bytes | Sequence[Message]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated symbol and who wanted it.
+
+    Attributes
+    ----------
+    symbol : int
+        Its id in the alignment.
+    unit : bytes
+        The bytes it adds to the text; empty for the end.
+    logprob : float
+        Pooled, after bias and penalties, nats.
+    member_logprobs : tuple of float
+        Each member's own, nats; -inf: cannot spell it with one token; NaN: did not vote.
+    decision : {"led", "agree", "certain", "fused"}
+    top : tuple of (bytes, float)
+        The best symbols with their pooled log-probabilities.
+    """
+
+    symbol: int
+    unit: bytes
+    logprob: float
+    member_logprobs: tuple[float, ...]
+    decision: DecisionName
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes
+    ----------
+    text : str
+        Complete characters; may be empty while a stop string or a character is unfinished.
+    steps : tuple of Step
+        The steps since the last chunk.
+    finish_reason : {"stop", "length"} or None
+        Set on the last chunk.
+    """
+
+    text: str
+    steps: tuple[Step, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class Generator(Protocol):
+    """Anything that answers: a strategy over members or over other generators."""
+
+    name: str
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Answer a request piece by piece; closing the iterator stops the work."""
+        ...
+
+    def close(self) -> None:
+        """Free the models."""
+        ...

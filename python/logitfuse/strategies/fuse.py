@@ -1,0 +1,291 @@
+"""The lockstep engine: at every token the members' distributions become one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from logitfuse import _core, chat
+from logitfuse.alignment import align
+from logitfuse.errors import ConfigError, MemberError
+from logitfuse.gates import GATES, GateName
+from logitfuse.member import Member
+from logitfuse.pooling import FLOOR, TOP, PoolName
+from logitfuse.sampling import make_sampler
+from logitfuse.strategies.base import Chunk, DecisionName, FinishReason, Request, Step
+from logitfuse.text import ReplyText
+
+_DECISIONS: dict[_core.Decision, DecisionName] = {
+    _core.Decision.open: "fused",
+    _core.Decision.agree: "agree",
+    _core.Decision.certain: "certain",
+}
+
+
+@dataclass
+class RunStats:
+    """What one answer took; times in seconds of wall clock.
+
+    Attributes
+    ----------
+    decisions : Counter of str
+        How many steps were led by one member, agreed, certain, fused.
+    votes : list of int
+        For every member: in how many steps it voted.
+    wins : list of int
+        For every member: in how many fused steps the answer was its own best candidate.
+    prompt_tokens : int
+        Of the first member.
+    prefill_s, decode_s, sync_s, fuse_s, total_s : float
+        The prompt; waiting for the slowest member's `llama_decode`; what members did besides;
+        gates, pool and sampling; everything.
+    """
+
+    decisions: Counter[DecisionName] = field(default_factory=Counter)
+    votes: list[int] = field(default_factory=list)
+    wins: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    sync_s: float = 0.0
+    fuse_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Symbols generated, the end included."""
+        return self.decisions.total()
+
+    @property
+    def fused_share(self) -> float:
+        """Share of steps that only the pool could decide."""
+        return self.decisions["fused"] / max(1, self.steps)
+
+
+class Fuse:
+    """N members, one distribution per step: pool + weights + gate.
+
+    Parameters
+    ----------
+    members : sequence of Member
+    weights : sequence of float, optional
+        Non-negative, not all zero; equal by default.  A member of weight 0 is not run.
+    pool : {"linear", "log-linear"}
+    gate : {"boundary", "always"}
+        Who votes.  Members with one common vocabulary always vote: their boundaries are the same.
+    floor : float
+        What a member without a twin contributes to the log-linear pool, nats.
+    name : str, optional
+
+    Raises
+    ------
+    FusionError
+        Bad weights, unknown pool.
+    ConfigError
+        No members, unknown gate.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        weights: Sequence[float] | None = None,
+        pool: PoolName = "linear",
+        gate: GateName = "boundary",
+        floor: float = FLOOR,
+        name: str | None = None,
+    ) -> None:
+        if not members:
+            raise ConfigError("an ensemble needs at least one member (-m model.gguf)")
+        if gate not in GATES:
+            raise ConfigError(f"unknown gate '{gate}'; known: {', '.join(GATES)}", key="gate")
+        self.members = tuple(members)
+        self.weights = _core.normalise_weights(
+            [1.0] * len(members) if weights is None else [float(w) for w in weights], len(members)
+        )
+        self.pool: PoolName = pool
+        self.gate: GateName = gate
+        self.name = name or "+".join(member.name for member in members)
+        self.alignment = align([member.vocab for member in members])
+        self.stats = RunStats()
+        self._pool = _core.Pool(self.alignment._core, pool, floor)
+        self._gate = GATES["always" if self.alignment.identical else gate]
+        self._running = [i for i, weight in enumerate(self.weights) if weight > 0]
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
+            for member in self.members
+        ]
+
+    def close(self) -> None:
+        """Free the members' models."""
+        for thread in self._threads:
+            thread.shutdown()
+        for member in self.members:
+            member.close()
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Answer a request, one chunk per step and a last one with the finish reason.
+
+        Raises
+        ------
+        PromptError, ContextLengthError, FusionError
+            Before the first chunk.
+        MemberError
+            A member failed; `MemberError.text` is the answer so far.
+        """
+        started = time.perf_counter()
+        self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
+        sampler = make_sampler(request.sampling, self.alignment)
+        stops = self._prefill(request, sampler)
+        self.stats.prefill_s = time.perf_counter() - started
+        reply = ReplyText(stops)
+        said = ""
+        try:
+            finish: FinishReason | None = None
+            while finish is None:
+                step = self._step(reply, sampler, request.top_logprobs)
+                finish, text = self._extend(reply, step, request)
+                if finish is not None:
+                    text += reply.flush()
+                said += text
+                self.stats.total_s = time.perf_counter() - started
+                yield Chunk(text, (step,), finish)
+        except MemberError as error:
+            error.text = said + reply.flush()
+            raise
+        finally:
+            self.stats.total_s = time.perf_counter() - started
+
+    # -- one answer ---------------------------------------------------------------------------
+
+    def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+        """Bring every member to its own rendering of the prompt; returns the stop strings."""
+        stops = list(request.stop)
+        prompts: list[list[int]] = []
+        for member in self.members:
+            if isinstance(request.prompt, str | bytes):
+                prompts.append(member.tokenize_prompt(request.prompt))
+                continue
+            rendered = chat.render(member.model, request.prompt)
+            prompts.append(member.tokenize_prompt(rendered.text))
+            stops += rendered.stop
+        self.stats.prompt_tokens = len(prompts[0])
+        for token in prompts[0]:
+            symbol = self.alignment.symbol(0, token)
+            if symbol is not None:
+                sampler.accept(symbol)
+        self._together(lambda i: self.members[i].begin(prompts[i]))
+        return tuple(dict.fromkeys(stops))
+
+    def _step(self, reply: ReplyText, sampler: _core.Sampler, top_logprobs: int) -> Step:
+        """Choose the next symbol."""
+        started = time.perf_counter()
+        votes = self._gate(self.members, self.weights)
+        rows = [m.row if vote > 0 else None for m, vote in zip(self.members, votes, strict=True)]
+        self._pool.read(rows, votes)
+        alone = sum(vote > 0 for vote in votes) == 1
+        decision, symbol = self._pool.decide()
+        index = 0
+        lossless = sampler.greedy and not sampler.processes and self.pool == "linear"
+        if (
+            lossless
+            and decision != _core.Decision.open
+            and top_logprobs == 0
+            and self._may_follow(reply, symbol)
+        ):
+            fused = self._pool.score(symbol)
+        else:
+            fused, index = self._choose(reply, sampler)
+            if not sampler.greedy:
+                decision = _core.Decision.open  # all alike or not, the pool was drawn from
+        symbol = fused.symbol(index)
+        step = Step(
+            symbol=symbol,
+            unit=self.alignment.symbol_bytes(symbol),
+            logprob=fused.logprob(index),
+            member_logprobs=tuple(fused.member_logprob(index)),
+            decision="led" if alone else _DECISIONS[decision],
+            top=self._top(fused, top_logprobs),
+        )
+        sampler.accept(symbol)
+        self._count(step, votes)
+        self.stats.fuse_s += time.perf_counter() - started
+        return step
+
+    def _choose(self, reply: ReplyText, sampler: _core.Sampler) -> tuple[_core.Fused, int]:
+        """Pool and draw, listing more candidates until no unlisted one could matter."""
+        top = TOP
+        while True:
+            fused = self._pool.candidates(top, sampler.touched)
+            sampler.process(fused)
+            while len(fused):
+                index = sampler.draw(fused)
+                if index < 0:
+                    break
+                if self._may_follow(reply, fused.symbol(index)):
+                    return fused, index
+                fused.forbid(index)
+            top = min(8 * top, _core.ALL)
+
+    def _may_follow(self, reply: ReplyText, symbol: int) -> bool:
+        """The text stays valid UTF-8, and does not end inside a character."""
+        if symbol == self.alignment.end:
+            return not reply.unfinished
+        return reply.accepts(self.alignment.symbol_bytes(symbol))
+
+    def _top(self, fused: _core.Fused, n: int) -> tuple[tuple[bytes, float], ...]:
+        return tuple(
+            (self.alignment.symbol_bytes(fused.symbol(k)), fused.logprob(k))
+            for k in range(min(n, len(fused)))
+        )
+
+    def _extend(
+        self, reply: ReplyText, step: Step, request: Request
+    ) -> tuple[FinishReason | None, str]:
+        """Add a step to the reply and bring the members there, unless the answer is over."""
+        if step.symbol == self.alignment.end:
+            return "stop", ""
+        text = reply.append(step.unit)
+        if reply.stopped:
+            return "stop", text
+        if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
+            return "length", text
+        if len(self.members) == 1:  # its own token, as it would go on by itself
+            fits = self._together(lambda i: self.members[i].append(step.symbol))
+        else:
+            complete, units = reply.complete, tuple(reply.units)
+            fits = self._together(lambda i: self.members[i].advance(complete, units))
+        return (None if all(fits) else "length"), text
+
+    def _together(self, move: Callable[[int], Any]) -> list[Any]:
+        """Run `move` for every running member, each in its own thread; times what it took."""
+        started = time.perf_counter()
+        before = [self.members[i].stats.decode_s for i in self._running]
+        if len(self._running) == 1:
+            results = [move(self._running[0])]
+        else:
+            futures = [self._threads[i].submit(move, i) for i in self._running]
+            try:
+                results = [future.result() for future in futures]
+            finally:
+                wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
+        decoding = max(
+            self.members[i].stats.decode_s - was
+            for i, was in zip(self._running, before, strict=True)
+        )
+        self.stats.decode_s += decoding
+        self.stats.sync_s += time.perf_counter() - started - decoding
+        return results
+
+    def _count(self, step: Step, votes: Sequence[float]) -> None:
+        self.stats.decisions[step.decision] += 1
+        for i, vote in enumerate(votes):
+            self.stats.votes[i] += vote > 0
+        if step.decision == "fused":
+            best = [v for v in step.member_logprobs if v == v]  # NaN: did not vote
+            for i, value in enumerate(step.member_logprobs):
+                self.stats.wins[i] += value == max(best)

@@ -1,0 +1,83 @@
+"""Bytes become text: unfinished characters and stop strings are held back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logitfuse import _core
+
+
+class ReplyText:
+    """The reply as it grows.
+
+    Parameters
+    ----------
+    stop : sequence of str
+        Strings that end the reply; they are not part of it.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stops = [s.encode() for s in stop if s]
+        self._bytes = bytearray()
+        self._given = 0  # bytes already handed out
+        self._searched = 0  # bytes in which no stop string begins
+        #: Byte offset of the last boundary of both a unit and a character.
+        self.base = 0
+        #: Units behind `base`: together they do not yet end at a character boundary.
+        self.units: list[bytes] = []
+        #: A stop string was found.
+        self.stopped = False
+
+    @property
+    def complete(self) -> bytes:
+        """The reply up to `base`."""
+        return bytes(self._bytes[: self.base])
+
+    @property
+    def unfinished(self) -> bytes:
+        """The unfinished character at the end, 0 to 3 bytes."""
+        n = _core.unfinished_utf8(bytes(self._bytes[-3:]))
+        return bytes(self._bytes[len(self._bytes) - n :])
+
+    def accepts(self, unit: bytes) -> bool:
+        """Whether the reply stays valid UTF-8 (but for an unfinished end) with this unit."""
+        return _core.continues_utf8(self.unfinished, unit)
+
+    def append(self, unit: bytes) -> str:
+        """Add a unit; returns the text that is now certain to be part of the reply."""
+        self._bytes += unit
+        if self.unfinished:
+            self.units.append(unit)
+        else:
+            self.base = len(self._bytes)
+            self.units.clear()
+        return self._give(self._find_stop())
+
+    def flush(self) -> str:
+        """The rest at the end of the answer; an unfinished character is dropped."""
+        if self.stopped:
+            return ""
+        return self._give(len(self._bytes) - len(self.unfinished))
+
+    def _find_stop(self) -> int:
+        """How far the text can be handed out; cuts the reply where a stop string begins."""
+        found = [at for s in self._stops if (at := self._bytes.find(s, self._searched)) >= 0]
+        if found:
+            self.stopped = True
+            del self._bytes[min(found) :]
+            return len(self._bytes)
+        longest = max((len(s) for s in self._stops), default=1)
+        self._searched = max(self._searched, len(self._bytes) - longest + 1)
+        safe = len(self._bytes) - len(self.unfinished)
+        for s in self._stops:
+            for n in range(min(len(s) - 1, len(self._bytes)), 0, -1):
+                if self._bytes.endswith(s[:n]):
+                    safe = min(safe, len(self._bytes) - n)
+                    break
+        return safe
+
+    def _give(self, end: int) -> str:
+        piece = self._bytes[self._given : max(end, self._given)]
+        # A stop string may begin inside a unit but never inside a character.
+        self._given += len(piece)
+        return piece.decode("utf-8")
