@@ -475,6 +475,14 @@ void bind_pool(py::module_& m) {
              }
              return py::make_tuple(decision, symbol);
            })
+      .def("best",
+           [](const Pool& pool) {
+             std::vector<std::int32_t> symbols;
+             for (std::size_t m = 0; m < pool.alignment().members(); ++m) {
+               symbols.push_back(pool.best(m));
+             }
+             return symbols;
+           })
       .def(
           "candidates",
           [](Pool& pool, std::int32_t top, const std::vector<std::int32_t>& forced) {

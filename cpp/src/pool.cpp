@@ -180,8 +180,9 @@ float Pool::logprob(std::size_t m, std::int32_t symbol) const {
   return token == kNone ? -kInf : token_logprob(members_[m], alignment_->vocab(m), token);
 }
 
-std::int32_t Pool::best_symbol(std::size_t m) const {
+std::int32_t Pool::best(std::size_t m) const {
   const Member& member = members_[m];
+  if (member.row == nullptr) return kNone;
   const Vocab& vocab = alignment_->vocab(m);
   const auto block = static_cast<std::size_t>(
       std::max_element(member.block_max.begin(), member.block_max.end()) -
@@ -207,16 +208,16 @@ Decision Pool::decide(std::int32_t& symbol) const {
   symbol = kNone;
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (members_[m].row == nullptr) continue;
-    const std::int32_t best = best_symbol(m);
-    if (symbol == kNone) symbol = best;
-    agree = agree && best == symbol;
+    const std::int32_t wish = best(m);
+    if (symbol == kNone) symbol = wish;
+    agree = agree && wish == symbol;
   }
   if (agree) return Decision::agree;
   if (options_.kind != PoolKind::linear) return Decision::open;
   // More than half of the pool means more than half of some member: it is that member's best.
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (members_[m].row == nullptr) continue;
-    symbol = best_symbol(m);
+    symbol = best(m);
     float pooled = 0.0F;
     for (std::size_t j = 0; j < members_.size(); ++j) {
       if (members_[j].row == nullptr) continue;

@@ -205,6 +205,26 @@ class Member:
             tokens.insert(0, bos)
         return tokens
 
+    def check_prompt(self, tokens: Sequence[int]) -> list[int]:
+        """A prompt that is given as token ids.
+
+        Raises
+        ------
+        PromptError
+            An id is out of range.
+        """
+        for token in tokens:
+            if not 0 <= token < len(self.vocab):
+                raise PromptError(
+                    f"prompt token {token} is not in the vocabulary of member '{self.name}' "
+                    f"({len(self.vocab)} tokens)"
+                )
+        return list(tokens)
+
+    def reset(self) -> None:
+        """Forget everything: the next prompt is decoded from its first token."""
+        self._forget()
+
     def _canonical(self, reply: bytes) -> list[int]:
         """Canonical tokens of the reply, tokenising only its tail where that is provably enough."""
         first = max(0, len(self._reply) - _TAIL)

@@ -18,8 +18,8 @@ inline constexpr std::size_t kBlock = 128;
 /// with scale 1; another scale adds the rounding of one product).
 inline constexpr double kExpMaxUlp = 1.0;
 inline constexpr double kLogMaxUlp = 1.0;
-/// Relative error of `sum_exp` against the float64 sum of the terms it counts, for n <= 2^20 (inputs
-/// rounded as `x - shift`).
+/// Relative error of `sum_exp` against the float64 sum of the terms it counts, for n <= 2^20
+/// (inputs rounded as `x - shift`).
 inline constexpr double kSumExpMaxRelative = 2e-7;
 
 struct Kernels {
@@ -31,12 +31,12 @@ struct Kernels {
   float (*block_max)(const float* x, std::size_t n, float* out);
 
   /// Sum of exp(x[k] - shift).  Valid: shift >= max(x), finite.  -inf adds 0; NaN gives NaN.
-  /// Terms below the smallest normal float32 (x[k] - shift < -87.33) add 0.
+  /// Terms below the smallest normal float32 (x[k] - shift < -87.3365) add 0.
   double (*sum_exp)(const float* x, std::size_t n, float shift);
 
-  /// out[k] = scale * exp(x[k] - shift).  Valid: x[k] <= shift, shift finite, scale >= 0 and finite.
-  /// -inf -> 0, NaN -> NaN.  No result is subnormal (denormals cost ten times as much): it is 0 where
-  /// it or the exp is below 1.0001 times the smallest normal float32.  `out` may be `x`.
+  /// out[k] = scale * exp(x[k] - shift).  Valid: x[k] <= shift, shift finite, scale finite, >= 0.
+  /// -inf -> 0, NaN -> NaN.  No result is subnormal (they cost ten times as much): it is 0 where it
+  /// or the exp is below 1.0001 times the smallest normal float32.  `out` may be `x`.
   void (*exp_shifted)(const float* x, std::size_t n, float shift, float scale, float* out);
 
   /// out[k] = log(x[k]) for x >= 0.  0 -> -inf, +inf -> +inf, negative or NaN -> NaN; subnormals

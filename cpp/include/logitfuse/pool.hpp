@@ -68,6 +68,9 @@ class Pool {
   /// Whether the rows just read leave a greedy choice open; `symbol` is the answer if not.
   Decision decide(std::int32_t& symbol) const;
 
+  /// The symbol that a member alone would choose; kNone for an absent member.
+  std::int32_t best(std::size_t member) const;
+
   /// The symbols among the `top` best tokens of any member, the end symbol and the `forced` ones,
   /// scored by all members.  Symbols of probability 0 are left out.  Throws FusionError when none
   /// is left (log-linear members that exclude each other).
@@ -117,7 +120,6 @@ class Pool {
   void sort();
   float logprob(std::size_t m, std::int32_t symbol) const;
   float token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const;
-  std::int32_t best_symbol(std::size_t m) const;
   void add_candidate(std::int32_t symbol);
   void dense_member(std::size_t m);
 

@@ -28,8 +28,8 @@ namespace {
 
 bool runs_v3() {
   __builtin_cpu_init();
-  // The builtin also knows whether the OS saves the wide registers, but clang before 18 does not
-  // know these three names.
+  // The builtin also knows whether the OS saves the wide registers, but clang 14 rejects three of
+  // the names: f16c, movbe and lzcnt.
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   const bool f16c_movbe = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0 &&
                           (ecx & bit_MOVBE) != 0;

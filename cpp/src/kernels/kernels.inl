@@ -6,9 +6,8 @@
 //     order.  Elementwise kernels need no lanes: a float operation is the same in every width.
 //   * -ffp-contract=off, as an FMA rounds once where mul and add round twice; no -ffast-math, as it
 //     assumes away the -inf and NaN that logits hold.
-//   * Only the table getter has external linkage, and nothing from std:: is called: the linker
-//   could
-//     keep the copy of an inline function that was compiled here for AVX, for every CPU.
+//   * Only the table getter has external linkage, and nothing from std:: is called: of an inline
+//     function, the linker may keep the copy compiled here, for AVX, and use it everywhere.
 #include <cstddef>
 #include <cstdint>
 
@@ -43,8 +42,7 @@ constexpr float kNan = float_of(0x7fc00000);
 /// The larger one; `best` when `x` is NaN (in this form it is one instruction on x86).
 LOGITFUSE_INLINE float max_number(float x, float best) { return x > best ? x : best; }
 
-// Cody and Waite's split of ln 2: the high part has 9 bits, so its product with an exponent is
-// exact.
+// Cody and Waite's split of ln 2: the high part has 9 bits, so that n * kLn2Hi is exact.
 constexpr float kLn2Hi = 0x1.63p-1f;
 constexpr float kLn2Lo = -0x1.bd0106p-13f;
 
@@ -180,9 +178,9 @@ double sum_exp(const float* x, std::size_t n, float shift) {
 }
 
 void exp_shifted(const float* x, std::size_t n, float shift, float scale, float* out) {
-  // Up to `least` the product would be subnormal; 2^-16 is more than the roundings on the way to
-  // it.
-  const float least = max_number((kExpMin + 0x1p-16f) - log_nonnegative(scale), kExpMin);
+  // Up to `least` the product would be subnormal.  That kExpMin is rounded up, by 4.5e-6, makes up
+  // for the roundings here.
+  const float least = max_number(kExpMin - log_nonnegative(scale), kExpMin);
 #pragma omp simd
   for (std::size_t k = 0; k < n; ++k) out[k] = scale * exp_nonpositive(x[k] - shift, least);
 }

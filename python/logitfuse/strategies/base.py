@@ -21,8 +21,9 @@ class Request:
 
     Attributes
     ----------
-    prompt : str or bytes, or a sequence of messages
-        Text to continue, or a chat (``{"role": ..., "content": ...}``).
+    prompt : str or bytes, or a sequence of symbols or of messages
+        Text to continue (as symbols of the ensemble's alignment if they are integers), or a chat
+        (``{"role": ..., "content": ...}``).
     sampling : SamplingParams
     max_tokens : int or None
         Most symbols to generate; None: until the end or the context is full.
@@ -32,7 +33,7 @@ class Request:
         How many of the best symbols each `Step` lists.
     """
 
-    prompt: str | bytes | Sequence[Message]
+    prompt: str | bytes | Sequence[int] | Sequence[Message]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -53,6 +54,8 @@ class Step:
         Pooled, after bias and penalties, nats.
     member_logprobs : tuple of float
         Each member's own, nats; -inf: cannot spell it with one token; NaN: did not vote.
+    wishes : tuple of (bytes or None)
+        What each member alone would have said; None: did not vote.
     decision : {"led", "agree", "certain", "fused"}
     top : tuple of (bytes, float)
         The best symbols with their pooled log-probabilities.
@@ -62,6 +65,7 @@ class Step:
     unit: bytes
     logprob: float
     member_logprobs: tuple[float, ...]
+    wishes: tuple[bytes | None, ...]
     decision: DecisionName
     top: tuple[tuple[bytes, float], ...] = ()
 

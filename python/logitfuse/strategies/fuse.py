@@ -167,12 +167,9 @@ class Fuse:
         stops = list(request.stop)
         prompts: list[list[int]] = []
         for member in self.members:
-            if isinstance(request.prompt, str | bytes):
-                prompts.append(member.tokenize_prompt(request.prompt))
-                continue
-            rendered = chat.render(member.model, request.prompt)
-            prompts.append(member.tokenize_prompt(rendered.text))
-            stops += rendered.stop
+            tokens, ends = self._render(member, request.prompt)
+            prompts.append(tokens)
+            stops += ends
         self.stats.prompt_tokens = len(prompts[0])
         for token in prompts[0]:
             symbol = self.alignment.symbol(0, token)
@@ -180,6 +177,18 @@ class Fuse:
                 sampler.accept(symbol)
         self._together(lambda i: self.members[i].begin(prompts[i]))
         return tuple(dict.fromkeys(stops))
+
+    def _render(self, member: Member, prompt: Any) -> tuple[list[int], tuple[str, ...]]:
+        """A member's own tokens for the prompt, and what else ends its replies."""
+        if isinstance(prompt, str | bytes):
+            return member.tokenize_prompt(prompt), ()
+        if all(isinstance(item, int) for item in prompt):
+            if self.alignment.identical and len(prompt):  # symbols are tokens
+                return member.check_prompt(prompt), ()
+            text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
+            return member.tokenize_prompt(text), ()
+        rendered = chat.render(member.model, prompt)
+        return member.tokenize_prompt(rendered.text), rendered.stop
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, top_logprobs: int) -> Step:
         """Choose the next symbol."""
@@ -208,6 +217,10 @@ class Fuse:
             unit=self.alignment.symbol_bytes(symbol),
             logprob=fused.logprob(index),
             member_logprobs=tuple(fused.member_logprob(index)),
+            wishes=tuple(
+                None if best < 0 else self.alignment.symbol_bytes(best)
+                for best in self._pool.best()
+            ),
             decision="led" if alone else _DECISIONS[decision],
             top=self._top(fused, top_logprobs),
         )
@@ -285,7 +298,4 @@ class Fuse:
         self.stats.decisions[step.decision] += 1
         for i, vote in enumerate(votes):
             self.stats.votes[i] += vote > 0
-        if step.decision == "fused":
-            best = [v for v in step.member_logprobs if v == v]  # NaN: did not vote
-            for i, value in enumerate(step.member_logprobs):
-                self.stats.wins[i] += value == max(best)
+            self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit
