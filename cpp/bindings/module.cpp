@@ -1,4 +1,5 @@
 // pybind11 only: checks shape and dtype, drops the GIL, calls the core.
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -423,6 +424,7 @@ void bind_pool(py::module_& m) {
           "forbid",
           [](Fused& f, std::size_t k) {
             const std::size_t n = f.size();
+            if (k >= n) throw py::index_error("there are " + std::to_string(n) + " candidates");
             const std::size_t members = f.member_logprobs.size() / n;
             for (std::size_t m = members; m-- > 0;) {
               f.member_logprobs.erase(f.member_logprobs.begin() +
@@ -438,10 +440,11 @@ void bind_pool(py::module_& m) {
         return normalise_weights(weights, members);
       },
       "weights"_a, "members"_a);
-  py::enum_<Decision>(m, "Decision")
+  py::native_enum<Decision>(m, "Decision", "enum.Enum")
       .value("open", Decision::open)
       .value("agree", Decision::agree)
-      .value("certain", Decision::certain);
+      .value("certain", Decision::certain)
+      .finalize();
   m.attr("ALL") = kAll;
   py::class_<Pool>(m, "Pool")
       .def(py::init([](std::shared_ptr<Alignment> alignment, const std::string& kind, float floor) {

@@ -35,6 +35,12 @@ double check_weights(std::span<const double> weights, std::size_t members) {
   return total;
 }
 
+// A bound on log-probabilities that also holds for what float32 operations make of them (checked in
+// tests/python/test_fuse.py): each loses a few 2^-24, relative to it and absolute.
+float rounded_up(double bound) {
+  return static_cast<float>(bound == -kInf ? bound : bound + 1e-6 * (1.0 + std::abs(bound)));
+}
+
 [[noreturn]] void fail_excluded() {
   throw FusionError("the members exclude each other: no symbol has a pooled probability above 0");
 }
@@ -121,7 +127,7 @@ void Pool::measure(std::size_t m) {
     fail("holds nothing but -inf");
   }
   if (std::isnan(member.sum)) fail("holds NaN");
-  member.lse = static_cast<double>(member.max) + log_of(member.sum);
+  member.log_sum = log_of(member.sum);
 }
 
 // The `top`-th largest block maximum is a threshold that at least `top` tokens reach, so all of the
@@ -155,8 +161,13 @@ void Pool::select(std::size_t m, std::int32_t top) {
   }
   // A symbol outside may be spelled by several tokens of the threshold's size.
   const std::int32_t equal = alignment_->vocab(m).most_equal();
-  const double bound = static_cast<double>(threshold) - member.lse + log_of(equal);
+  const double bound = log_probability(member, threshold) + log_of(equal);
   member.bound = static_cast<float>(std::min(bound, 0.0));
+}
+
+// Not logit - log-sum-exp: that loses the sum where the logits are huge.
+double Pool::log_probability(const Member& member, float logit) {
+  return static_cast<double>(logit) - static_cast<double>(member.max) - member.log_sum;
 }
 
 float Pool::token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const {
@@ -170,9 +181,9 @@ float Pool::token_logprob(const Member& member, const Vocab& vocab, std::int32_t
     for (std::int32_t id = token; id != kNone; id = vocab.next_same(id)) {
       sum += kernels().sum_exp(&member.row[id], 1, logit);
     }
-    return static_cast<float>(static_cast<double>(logit) + log_of(sum) - member.lse);
+    return static_cast<float>(log_probability(member, logit) + log_of(sum));
   }
-  return static_cast<float>(static_cast<double>(logit) - member.lse);
+  return static_cast<float>(log_probability(member, logit));
 }
 
 float Pool::logprob(std::size_t m, std::int32_t symbol) const {
@@ -211,9 +222,11 @@ Decision Pool::decide(std::int32_t& symbol) const {
     const std::int32_t wish = best(m);
     if (symbol == kNone) symbol = wish;
     agree = agree && wish == symbol;
+    // Under a high floor a symbol that the member lacks may please it more than its best.
+    if (options_.kind == PoolKind::log_linear) agree = agree && logprob(m, wish) >= options_.floor;
   }
   if (agree) return Decision::agree;
-  if (options_.kind != PoolKind::linear) return Decision::open;
+  if (options_.kind != PoolKind::linear) return symbol = kNone, Decision::open;
   // More than half of the pool means more than half of some member: it is that member's best.
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (members_[m].row == nullptr) continue;
@@ -301,12 +314,14 @@ void Pool::combine_linear() {
   const std::size_t n = fused_.size();
   float* out = fused_.logprobs.data();
   peak_.assign(n, -kInf);
+  float bound_peak = -kInf;
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (members_[m].row == nullptr) continue;
     const float* lp = &fused_.member_logprobs[m * n];
     for (std::size_t k = 0; k < n; ++k) {
       peak_[k] = std::max(peak_[k], lp[k] + members_[m].log_weight);
     }
+    bound_peak = std::max(bound_peak, members_[m].bound + members_[m].log_weight);
   }
   scratch_.resize(n);
   double bound = 0.0;
@@ -319,17 +334,22 @@ void Pool::combine_linear() {
     }
     kernels().exp_shifted(scratch_.data(), n, 0.0F, 1.0F, scratch_.data());
     kernels().axpy(1.0F, scratch_.data(), n, out);
-    bound += static_cast<double>(exp_of(member.bound, member.weight));
+    if (bound_peak == -kInf) continue;
+    bound += static_cast<double>(exp_of(member.bound + member.log_weight - bound_peak));
   }
   kernels().log(out, n, out);
   for (std::size_t k = 0; k < n; ++k) out[k] = std::min(out[k] + peak_[k], 0.0F);
-  fused_.outside = static_cast<float>(log_of(bound));
+  fused_.outside = std::min(rounded_up(static_cast<double>(bound_peak) + log_of(bound)), 0.0F);
+  fused_.partial = false;
 }
 
 void Pool::combine_log_linear() {
   const std::size_t n = fused_.size();
   float* out = fused_.logprobs.data();
+  // A symbol that is not listed: each member has it, within its bound, or lacks it, at the floor.
+  // At least one has it.
   double bound = 0.0;
+  double spelled = -std::numeric_limits<double>::infinity();
   for (std::size_t m = 0; m < members_.size(); ++m) {
     const Member& member = members_[m];
     if (member.row == nullptr) continue;
@@ -338,13 +358,16 @@ void Pool::combine_log_linear() {
       const bool has = lp[k] != -kInf || alignment_->twin(m, fused_.symbols[k]) != kNone;
       out[k] += member.weight * (has ? lp[k] : options_.floor);
     }
-    bound += static_cast<double>(member.weight) *
-             static_cast<double>(std::max(member.bound, options_.floor));
+    const auto weight = static_cast<double>(member.weight);
+    bound += weight * static_cast<double>(std::max(member.bound, options_.floor));
+    spelled = std::max(spelled, weight * static_cast<double>(std::min(
+                                             member.bound - options_.floor, 0.0F)));
   }
   for (std::size_t k = 0; k < n; ++k) {
     if (!known(fused_.symbols[k])) out[k] = -kInf;
   }
-  fused_.outside = static_cast<float>(bound - normalise(fused_.logprobs));
+  fused_.outside = rounded_up(bound + spelled - normalise(fused_.logprobs));
+  fused_.partial = fused_.outside != -kInf;
 }
 
 double Pool::normalise(std::span<float> scores) const {
@@ -375,6 +398,7 @@ void Pool::sort() {
   sorted_.logprobs.resize(kept);
   sorted_.member_logprobs.resize(members_.size() * kept);
   sorted_.outside = fused_.outside;
+  sorted_.partial = fused_.partial;
   for (std::size_t k = 0; k < kept; ++k) {
     const auto from = static_cast<std::size_t>(order_[k]);
     sorted_.symbols[k] = fused_.symbols[from];
@@ -400,7 +424,7 @@ void Pool::dense_member(std::size_t m) {
       kernels().exp_shifted(from, n, member.max, static_cast<float>(1.0 / member.sum), to);
     } else {
       for (std::size_t k = 0; k < n; ++k) {
-        to[k] = static_cast<float>(static_cast<double>(from[k]) - member.lse);
+        to[k] = static_cast<float>(log_probability(member, from[k]));
       }
     }
   }

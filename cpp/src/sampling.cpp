@@ -83,7 +83,8 @@ void Sampler::process(Fused& fused) const {
   const float max = *std::max_element(logits.begin(), logits.end());
   if (max == -kInf) throw FusionError("the logit bias forbids every candidate");
   // What is not listed keeps its mass.
-  const double rest = fused.outside == -kInf ? 0.0 : std::max(0.0, 1.0 - listed);
+  const bool whole = fused.outside == -kInf || fused.partial;
+  const double rest = whole ? 0.0 : std::max(0.0, 1.0 - listed);
   const auto log_rest = static_cast<float>(log_of(rest));
   const float peak = std::max(max, log_rest);
   const double total = kernels().sum_exp(logits.data(), n, peak) +
@@ -114,6 +115,7 @@ void Sampler::process(Fused& fused) const {
     }
   }
   sorted.outside = static_cast<float>(static_cast<double>(fused.outside) - log_z);
+  sorted.partial = fused.partial;
   fused = std::move(sorted);
 }
 
@@ -203,6 +205,7 @@ bool Sampler::filter(const Fused& fused) {
     keep_typical();
   }
   if (options_.top_p < 1.0F) {
+    if (!closed && fused.partial) return false;
     double total = 1.0;
     if (closed) {
       total = 0.0;

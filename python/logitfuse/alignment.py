@@ -117,7 +117,8 @@ class Alignment:
         strings = [self._strings(member) for member in range(n)]
         for a in range(n):
             for b in range(n):
-                types[a, b] = np.isin(strings[a], strings[b], assume_unique=True).mean()
+                if len(strings[a]):
+                    types[a, b] = np.isin(strings[a], strings[b], assume_unique=True).mean()
         if text is None:
             return Coverage(types)
         tokens = [vocab.tokenize(text) for vocab in self.vocabs]

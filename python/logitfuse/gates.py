@@ -22,9 +22,7 @@ Gate: TypeAlias = Callable[[Sequence[Voter], Sequence[float]], list[float]]
 
 def always(voters: Sequence[Voter], weights: Sequence[float]) -> list[float]:
     """All members vote that have a row at all."""
-    return [
-        0.0 if voter.stalled else weight for voter, weight in zip(voters, weights, strict=True)
-    ]
+    return [0.0 if voter.stalled else weight for voter, weight in zip(voters, weights, strict=True)]
 
 
 def boundary(voters: Sequence[Voter], weights: Sequence[float]) -> list[float]:

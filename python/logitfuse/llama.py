@@ -23,6 +23,8 @@ from logitfuse.errors import ModelLoadError, ModelNotFoundError, UnsupportedToke
 #: One raw logits row, float32 ``[n_vocab]``; a view that the next decode overwrites.
 Row = NDArray[np.float32]
 
+#: Default context, tokens; less where the model was trained for less.
+_N_CTX = 4096
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only what seq_rm cannot roll back
 _log_lines: deque[str] = deque(maxlen=8)
 
@@ -156,7 +158,30 @@ class LlamaModel:
     @property
     def n_ctx_train(self) -> int:
         """Context length the model was trained for, tokens."""
+        if self.vocab_only:  # llama.cpp has not read the hyper-parameters
+            return int(self.metadata(f"{self.architecture}.context_length") or 0)
         return int(lib.llama_model_n_ctx_train(self._handle))
+
+    def default_n_ctx(self, wanted: int | None = None) -> int:
+        """Context length to use, tokens: `wanted`; 0: as trained; None: that, or 4096 if less."""
+        trained = self.n_ctx_train
+        return (min(_N_CTX, trained) if wanted is None else wanted) or trained
+
+    def cache_bytes(self, n_ctx: int) -> int:
+        """Memory that the KV cache of a context takes (16-bit keys and values), bytes.
+
+        An estimate from the metadata; recurrent layers take less.
+        """
+
+        def number(key: str, default: int) -> int:
+            value = self.metadata(f"{self.architecture}.{key}") or ""
+            return int(value) if value.isdecimal() else default
+
+        heads = number("attention.head_count", 1)
+        kv_heads = number("attention.head_count_kv", heads)
+        width = number("embedding_length", 0) // max(1, heads)
+        per_token = number("attention.key_length", width) + number("attention.value_length", width)
+        return 2 * n_ctx * number("block_count", 0) * kv_heads * per_token
 
     @property
     def n_bytes(self) -> int:
@@ -198,11 +223,15 @@ class LlamaModel:
         decodes = lib.llama_model_has_decoder(self._handle)
         encodes = lib.llama_model_has_encoder(self._handle)
         if not causal or not decodes or encodes:
-            raise ModelLoadError(
-                f"'{self.path}' is a model of type '{self.architecture}', which embeds or encodes "
-                "text and cannot generate any; use a causal language model",
-                path=self.path,
-            )
+            raise self.not_a_generator()
+
+    def not_a_generator(self) -> ModelLoadError:
+        """The error to raise for a model that cannot continue a text."""
+        return ModelLoadError(
+            f"'{self.path}' is a model of type '{self.architecture}', which embeds or encodes "
+            "text and cannot generate any; use a causal language model",
+            path=self.path,
+        )
 
     # -- tokenizer ---------------------------------------------------------------------------
 
@@ -245,7 +274,7 @@ class LlamaModel:
         return bool(lib.llama_vocab_get_add_bos(self._vocab)) and self.bos is not None
 
     def special_text(self, which: str) -> str:
-        """Text of the ``bos`` or ``eos`` token as chat templates want it; empty if there is none."""
+        """Text of the ``bos`` or ``eos`` token for chat templates; empty if there is none."""
         token = getattr(lib, f"llama_vocab_{which}")(self._vocab)
         text = lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
         return str(text.decode("utf-8", "replace"))
@@ -299,7 +328,7 @@ class LlamaContext:
         self.model = model
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(n_batch, n_ctx)
+        params.n_batch = params.n_ubatch = max(2, min(n_batch, n_ctx))  # two rows at once
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = n_threads
         params.flash_attn_type = (
@@ -316,6 +345,8 @@ class LlamaContext:
                 path=model.path,
             )
         self._memory = lib.llama_get_memory(self._handle)
+        if not self._memory:  # whatever the file says of itself
+            raise model.not_a_generator()
         self.n_ctx = int(lib.llama_n_ctx(self._handle))
         self.n_batch = int(lib.llama_n_batch(self._handle))
         self.n_threads = n_threads

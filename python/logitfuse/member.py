@@ -33,8 +33,6 @@ _CHECKPOINTS = 8
 #: Rows kept from before the last steps, for the boundary probability after a rollback.  Copying one
 #: costs 40 us at 262,144 tokens; decoding the token again would cost a forward pass.
 _ROWS = 4
-#: Default context, tokens; less where the model was trained for less.
-_N_CTX = 4096
 
 
 @dataclass
@@ -114,10 +112,9 @@ class Member:
         self.model.require_generator()
         self.vocab = Vocab.from_llama(self.model)
         self.name = name or self.model.path.stem
-        trained = self.model.n_ctx_train
         self.context = LlamaContext(
             self.model,
-            n_ctx=(min(_N_CTX, trained) if n_ctx is None else n_ctx) or trained,
+            n_ctx=self.model.default_n_ctx(n_ctx),
             n_batch=n_batch,
             n_threads=n_threads or cores(),
             flash_attn=flash_attn,
@@ -293,13 +290,14 @@ class Member:
         """
         started = time.perf_counter()
         twins = [self.vocab.lookup(unit) for unit in pending]
-        self.stalled = None in twins
-        known = [] if self.stalled else [twin for twin in twins if twin is not None]
-        target = self._prompt + self._canonical(reply) + known
+        known = [twin for twin in twins if twin is not None]
+        stalled = len(known) < len(twins)
+        target = self._prompt + self._canonical(reply) + ([] if stalled else known)
         self.stats.sync_s += time.perf_counter() - started
         if len(target) > self.n_ctx:
             return False
-        if not (self.stalled and target == self._kv):
+        self.stalled = stalled
+        if not (stalled and target == self._kv):
             self._move(target)
         return True
 
@@ -317,16 +315,16 @@ class Member:
         return True
 
     def _move(self, target: list[int]) -> int:
-        """Make the cache hold exactly `target`; returns how many tokens were already there."""
+        """Make the cache hold exactly `target`; returns how many tokens could stay."""
         started = time.perf_counter()
-        kept = reused = _common_prefix(self._kv, target)
+        kept = common = _common_prefix(self._kv, target)
         if kept == len(target) == len(self._kv) and self._has_row:
             return kept
         self._keep_row()
         kept = min(kept, len(target) - 1)  # the last token gives the row
         if kept < len(self._kv):
-            self._count_rollback(len(self._kv) - reused)
-            if kept == len(target) - 1 and self._row_after(kept) is None:
+            self._count_rollback(len(self._kv) - common)
+            if len(self._prompt) <= kept == len(target) - 1 and self._row_after(kept) is None:
                 kept = max(0, kept - 1)  # the boundary needs the row before the last token
             kept = self._roll_back(kept)
         new = target[kept:]
@@ -337,7 +335,7 @@ class Member:
         self._decode(new, kept, outputs=min(2, len(new)))
         if before is None:
             self.boundary = self._boundary(self.context.row(2), new[-1]) if len(new) > 1 else 1.0
-        return reused
+        return kept
 
     def _boundary(self, row: Row, token: int) -> float:
         return _core.boundary_probability(self.vocab._core, row, token)
@@ -357,9 +355,13 @@ class Member:
     def _decode(self, tokens: list[int], start: int, *, outputs: int) -> None:
         began = time.perf_counter()
         self._has_row = False
-        code = self.context.decode(tokens, start, outputs=outputs)
+        code = None
+        try:
+            code = self.context.decode(tokens, start, outputs=outputs)
+        finally:
+            if code != 0:  # nobody knows what the cache holds now, after Ctrl-C neither
+                self._forget()
         if code != 0:
-            self._forget()
             raise DecodeError(
                 f"member '{self.name}' failed to decode {len(tokens)} tokens at position {start} "
                 f"(llama_decode returned {code}: {last_log()})",

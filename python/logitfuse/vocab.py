@@ -68,9 +68,7 @@ class Vocab:
             kind_array[:] = kinds
         for end_id in end_ids:
             if not 0 <= end_id < len(tokens):
-                raise VocabError(
-                    f"end id {end_id} is not in a vocabulary of {len(tokens)} tokens"
-                )
+                raise VocabError(f"end id {end_id} is not in a vocabulary of {len(tokens)} tokens")
             kind_array[end_id] = TokenKind.END
         offsets = np.zeros(len(tokens) + 1, np.int64)
         np.cumsum([len(token) for token in tokens], out=offsets[1:])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import models
 import pytest
+from logitfuse import _core
 from tiny import write_tiny
 
 
@@ -78,6 +79,15 @@ def gemma3_path() -> Path:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models by name, see `RECIPES`."""
     return TinyModels(tmp_path_factory.mktemp("tiny_models"))
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set in turn, in use by the core."""
+    before = _core.isa()
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(before)
 
 
 def pytest_report_header() -> str:

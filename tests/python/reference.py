@@ -20,6 +20,7 @@ Nothing here is fast. Clarity decides: a symbol is a dictionary key.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
@@ -55,8 +56,10 @@ def member_logprobs(
     for logit, token, kind in zip(np.asarray(row, np.float64), tokens, kinds, strict=True):
         if kind in ("text", "byte", "end"):
             groups.setdefault(END if kind == "end" else token, []).append(logit)
-    sums = {symbol: _log_sum_exp(logits) for symbol, logits in groups.items()}
-    return _normalised(sums)
+    peak = max(itertools.chain.from_iterable(groups.values()))
+    if peak > -np.inf:  # only differences count, and near zero they keep their digits
+        groups = {symbol: [logit - peak for logit in logits] for symbol, logits in groups.items()}
+    return _normalised({symbol: _log_sum_exp(logits) for symbol, logits in groups.items()})
 
 
 def pool(
@@ -80,8 +83,8 @@ def pool(
     vocabs
         ``(tokens, kinds)`` of each member.
     weights
-        One number per member, not all zero; scaled to sum to 1. Zero means absent, although the
-        member's symbols stay part of the union.
+        One number per member, not all zero; scaled to sum to 1. Zero means absent: the member's
+        symbols stay part of the union, but have the probability zero unless others have them too.
     pool
         The operator.
     floor
@@ -101,9 +104,9 @@ def pool(
             symbol: _log_sum_exp([np.log(w) + m[symbol] for w, m in present if symbol in m])
             for symbol in union
         }
-    return _normalised(
-        {symbol: sum(w * m.get(symbol, floor) for w, m in present) for symbol in union}
-    )
+    known = {symbol for _, m in present for symbol in m}
+    scores = {s: sum(w * m.get(s, floor) for w, m in present) for s in known}
+    return dict.fromkeys(union, -np.inf) | _normalised(scores)
 
 
 def boundary_probability(
@@ -111,8 +114,9 @@ def boundary_probability(
 ) -> float:
     """Probability that `token` ends where it does, rather than being the start of a longer token.
 
-    Among the tokens that begin with the bytes of `token`, this is the share of `token` itself. A
-    low value says: the member would not have stopped here, so its next row is not to be trusted.
+    Among the tokens that begin with the bytes of `token`, this is the share of those that spell
+    nothing more. A low value says: the member would not have stopped here, so its next row is not
+    to be trusted.
 
     Parameters
     ----------
@@ -129,7 +133,12 @@ def boundary_probability(
         for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in ("text", "byte") and text.startswith(tokens[token])
     ]
-    return float(np.exp(logits[token] - _log_sum_exp(covering)))
+    same = [
+        logits[i]
+        for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in ("text", "byte") and text == tokens[token]
+    ]
+    return float(np.exp(_log_sum_exp(same) - _log_sum_exp(covering)))
 
 
 def sample_filter(

@@ -39,9 +39,10 @@ inline constexpr std::int32_t kAll = std::numeric_limits<std::int32_t>::max();
 /// The best symbols of one step, most probable first (equal: lower symbol first).
 struct Fused {
   std::vector<std::int32_t> symbols;   ///< [n]
-  std::vector<float> logprobs;         ///< [n], nats.  log-linear: normalised over these symbols
+  std::vector<float> logprobs;         ///< [n], nats
   std::vector<float> member_logprobs;  ///< [members, n], nats; -inf: no twin; NaN: absent member
   float outside = 0.0F;                ///< nats; no symbol that is not listed is more probable
+  bool partial = false;  ///< log-linear: normalised over these symbols, though there are others
 
   std::size_t size() const { return symbols.size(); }
 };
@@ -105,7 +106,7 @@ class Pool {
     float log_weight = 0.0F;
     float max = 0.0F;
     double sum = 0.0;                  // of exp(logit - max)
-    double lse = 0.0;                  // log-sum-exp of the row
+    double log_sum = 0.0;              // so that log p = logit - max - log_sum
     float bound = 0.0F;                // log-prob that no token outside `best` exceeds
   };
 
@@ -119,6 +120,7 @@ class Pool {
   bool known(std::int32_t symbol) const;            // some present member has a twin
   void sort();
   float logprob(std::size_t m, std::int32_t symbol) const;
+  static double log_probability(const Member& member, float logit);
   float token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const;
   void add_candidate(std::int32_t symbol);
   void dense_member(std::size_t m);

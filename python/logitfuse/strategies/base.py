@@ -29,6 +29,8 @@ class Request:
         Most symbols to generate; None: until the end or the context is full.
     stop : tuple of str
         The answer ends before the first of these.
+    ignore_end : bool
+        Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
     """
@@ -37,6 +39,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_end: bool = False
     top_logprobs: int = 0
 
 

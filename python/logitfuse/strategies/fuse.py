@@ -34,18 +34,25 @@ class RunStats:
     ----------
     decisions : Counter of str
         How many steps were led by one member, agreed, certain, fused.
+    ends : int
+        Steps that ended the answer (0 or 1).
     votes : list of int
         For every member: in how many steps it voted.
     wins : list of int
         For every member: in how many fused steps the answer was its own best candidate.
     prompt_tokens : int
         Of the first member.
-    prefill_s, decode_s, sync_s, fuse_s, total_s : float
-        The prompt; waiting for the slowest member's `llama_decode`; what members did besides;
-        gates, pool and sampling; everything.
+    prefill_s : float
+        The prompt.
+    decode_s, sync_s, fuse_s : float
+        The steps after it: waiting for the slowest member's `llama_decode`; what members did
+        besides; gates, pool and sampling.
+    total_s : float
+        Everything.
     """
 
     decisions: Counter[DecisionName] = field(default_factory=Counter)
+    ends: int = 0
     votes: list[int] = field(default_factory=list)
     wins: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
@@ -147,7 +154,7 @@ class Fuse:
         try:
             finish: FinishReason | None = None
             while finish is None:
-                step = self._step(reply, sampler, request.top_logprobs)
+                step = self._step(reply, sampler, request)
                 finish, text = self._extend(reply, step, request)
                 if finish is not None:
                     text += reply.flush()
@@ -176,6 +183,7 @@ class Fuse:
             if symbol is not None:
                 sampler.accept(symbol)
         self._together(lambda i: self.members[i].begin(prompts[i]))
+        self.stats.decode_s = self.stats.sync_s = 0.0
         return tuple(dict.fromkeys(stops))
 
     def _render(self, member: Member, prompt: Any) -> tuple[list[int], tuple[str, ...]]:
@@ -190,7 +198,7 @@ class Fuse:
         rendered = chat.render(member.model, prompt)
         return member.tokenize_prompt(rendered.text), rendered.stop
 
-    def _step(self, reply: ReplyText, sampler: _core.Sampler, top_logprobs: int) -> Step:
+    def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
         """Choose the next symbol."""
         started = time.perf_counter()
         votes = self._gate(self.members, self.weights)
@@ -203,12 +211,12 @@ class Fuse:
         if (
             lossless
             and decision != _core.Decision.open
-            and top_logprobs == 0
-            and self._may_follow(reply, symbol)
+            and request.top_logprobs == 0
+            and self._may_follow(reply, symbol, request)
         ):
             fused = self._pool.score(symbol)
         else:
-            fused, index = self._choose(reply, sampler)
+            fused, index = self._choose(reply, sampler, request)
             if not sampler.greedy:
                 decision = _core.Decision.open  # all alike or not, the pool was drawn from
         symbol = fused.symbol(index)
@@ -222,14 +230,16 @@ class Fuse:
                 for best in self._pool.best()
             ),
             decision="led" if alone else _DECISIONS[decision],
-            top=self._top(fused, top_logprobs),
+            top=self._top(fused, request.top_logprobs),
         )
         sampler.accept(symbol)
         self._count(step, votes)
         self.stats.fuse_s += time.perf_counter() - started
         return step
 
-    def _choose(self, reply: ReplyText, sampler: _core.Sampler) -> tuple[_core.Fused, int]:
+    def _choose(
+        self, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> tuple[_core.Fused, int]:
         """Pool and draw, listing more candidates until no unlisted one could matter."""
         top = TOP
         while True:
@@ -239,15 +249,15 @@ class Fuse:
                 index = sampler.draw(fused)
                 if index < 0:
                     break
-                if self._may_follow(reply, fused.symbol(index)):
+                if self._may_follow(reply, fused.symbol(index), request):
                     return fused, index
                 fused.forbid(index)
             top = min(8 * top, _core.ALL)
 
-    def _may_follow(self, reply: ReplyText, symbol: int) -> bool:
+    def _may_follow(self, reply: ReplyText, symbol: int, request: Request) -> bool:
         """The text stays valid UTF-8, and does not end inside a character."""
         if symbol == self.alignment.end:
-            return not reply.unfinished
+            return not (reply.unfinished or request.ignore_end)
         return reply.accepts(self.alignment.symbol_bytes(symbol))
 
     def _top(self, fused: _core.Fused, n: int) -> tuple[tuple[bytes, float], ...]:
@@ -296,6 +306,7 @@ class Fuse:
 
     def _count(self, step: Step, votes: Sequence[float]) -> None:
         self.stats.decisions[step.decision] += 1
+        self.stats.ends += step.symbol == self.alignment.end
         for i, vote in enumerate(votes):
             self.stats.votes[i] += vote > 0
             self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit

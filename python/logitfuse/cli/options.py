@@ -1,0 +1,198 @@
+"""Options that several commands share, with llama.cpp's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from logitfuse.config import FuseConfig, load_config, parse_config
+from logitfuse.errors import ConfigError
+from logitfuse.sampling import SamplingParams
+
+_models = Group("Models", sort_key=1)
+_sampling = Group("Sampling", sort_key=2)
+
+
+@Parameter(name="*", group=_models)
+@dataclass
+class ModelOptions:
+    """Which models, and how to run them.  Lists: one value for all members, or one each."""
+
+    model: Annotated[
+        list[Path], Parameter(name=["--model", "-m"], negative="", show_default=False)
+    ] = field(default_factory=list)
+    "GGUF file of a member; repeat it."
+
+    hf_repo: Annotated[
+        list[str], Parameter(name=["--hf-repo", "-hf"], negative="", show_default=False)
+    ] = field(default_factory=list)
+    "Member from the Hugging Face hub: user/repo[:quant]; repeat it."
+
+    ensemble: Annotated[Path | None, Parameter(name=["--ensemble", "-e"])] = None
+    "TOML file that describes the ensemble, instead of -m and -hf."
+
+    weights: str | None = None
+    "Weights in member order, e.g. 0.6,0.4; equal by default."
+
+    pool: str | None = None
+    "linear (default) or log-linear."
+
+    gate: str | None = None
+    "boundary (default) or always."
+
+    ctx_size: Annotated[str | None, Parameter(name=["--ctx-size", "-c"])] = None
+    "Context length, tokens; 0: what the model was trained for; default: that, or 4096 if less."
+
+    threads: Annotated[str | None, Parameter(name=["--threads", "-t"])] = None
+    "Threads per member; default: the cores divided among the members."
+
+    gpu_layers: Annotated[
+        str | None,
+        Parameter(name=["--n-gpu-layers", "--gpu-layers", "-ngl"], allow_leading_hyphen=True),
+    ] = None
+    "Layers on the GPU; -1: all; default: 0."
+
+    main_gpu: Annotated[str | None, Parameter(name=["--main-gpu", "-mg"])] = None
+    "GPU of each member."
+
+    batch_size: Annotated[int | None, Parameter(name=["--batch-size", "-b"])] = None
+    "Prompt tokens per decode call; default: 512."
+
+    repack: Annotated[
+        bool | None, Parameter(name=["--repack"], negative=["--no-repack", "-nr"])
+    ] = None
+    "Let llama.cpp rearrange weights for the CPU; default: unless that is known to crash."
+
+    def config(self) -> FuseConfig:
+        """The ensemble that these options describe.
+
+        Raises
+        ------
+        ConfigError
+            No models, both -e and -m, wrong values.
+        """
+        if self.ensemble is not None:
+            if self.model or self.hf_repo:
+                raise ConfigError("give either -e/--ensemble or -m/-hf, not both")
+            data = load_config(self.ensemble).model_dump()
+        else:
+            sources = [{"model": m} for m in self.model] + [{"hf": h} for h in self.hf_repo]
+            if not sources:
+                raise ConfigError(
+                    "no models; give -m model.gguf (repeat it), -hf user/repo or -e ensemble.toml"
+                )
+            data = {"member": sources}
+        for key, value in (("pool", self.pool), ("gate", self.gate)):
+            if value is not None:
+                data[key] = value
+        self._set_members(data["member"])
+        return parse_config(data)
+
+    def _set_members(self, members: list[dict[str, Any]]) -> None:
+        for key, flag, text, kind in (
+            ("weight", "--weights", self.weights, float),
+            ("n_ctx", "--ctx-size", self.ctx_size, int),
+            ("n_threads", "--threads", self.threads, int),
+            ("n_gpu_layers", "--n-gpu-layers", self.gpu_layers, int),
+            ("main_gpu", "--main-gpu", self.main_gpu, int),
+        ):
+            if text is None:
+                continue
+            values = _numbers(flag, text, kind)
+            if len(values) == 1 and key != "weight":
+                values *= len(members)
+            if len(values) != len(members):
+                raise ConfigError(
+                    f"{flag} {text} has {len(values)} values for {len(members)} members"
+                )
+            for member, value in zip(members, values, strict=True):
+                member[key] = value
+        for member in members:
+            if self.batch_size is not None:
+                member["n_batch"] = self.batch_size
+            if self.repack is not None:
+                member["repack"] = self.repack
+
+
+def _numbers(flag: str, text: str, kind: type[float | int]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag} takes numbers separated by commas, not '{text}'") from None
+
+
+@Parameter(name="*", group=_sampling)
+@dataclass
+class SamplingOptions:
+    """How a token is chosen from the pool; unset: as in the ensemble file, or the default."""
+
+    temp: Annotated[float | None, Parameter(name=["--temp", "--temperature"])] = None
+    "Temperature; 0: greedy; default: 0.8."
+
+    top_k: int | None = None
+    "Keep the k best; 0: all; default: 40."
+
+    top_p: float | None = None
+    "Keep the best that sum to p; 1: all; default: 0.95."
+
+    min_p: float | None = None
+    "Keep what has at least p times the probability of the best; 0: all; default: 0.05."
+
+    typical: float | None = None
+    "Locally typical sampling; 1: off (default)."
+
+    repeat_penalty: float | None = None
+    "1: off (default)."
+
+    presence_penalty: float | None = None
+    "0: off (default)."
+
+    frequency_penalty: float | None = None
+    "0: off (default)."
+
+    repeat_last_n: int | None = None
+    "How far back penalties look, tokens; default: 64."
+
+    seed: Annotated[int | None, Parameter(name=["--seed", "-s"])] = None
+    "Random seed; default: a random one."
+
+    logit_bias: Annotated[
+        list[str], Parameter(name=["--logit-bias", "-l"], negative="", show_default=False)
+    ] = field(default_factory=list)
+    "Nats added to a token, TEXT=BIAS; -inf forbids it; repeat it."
+
+    def params(self, base: SamplingParams) -> SamplingParams:
+        """These options over those of an ensemble file.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range.
+        """
+        given = {
+            "temperature": self.temp,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "typical_p": self.typical,
+            "repeat_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "penalty_last_n": self.repeat_last_n,
+            "seed": self.seed,
+        }
+        biases = dict(_bias(text) for text in self.logit_bias)
+        data = base.model_dump() | {k: v for k, v in given.items() if v is not None}
+        data["logit_bias"] = base.logit_bias | biases
+        return parse_config({"sampling": data, "member": [{"model": "-"}]}).sampling
+
+
+def _bias(text: str) -> tuple[str, float]:
+    token, _, value = text.rpartition("=")
+    try:
+        return token, float(value)
+    except ValueError:
+        raise ConfigError(f"--logit-bias takes TEXT=BIAS, not '{text}'") from None

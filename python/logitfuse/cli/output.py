@@ -1,0 +1,95 @@
+"""What the command line prints: answers to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
+
+from cyclopts import CycloptsError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from logitfuse.strategies.base import Step
+
+
+def _width(stream: TextIO) -> int | None:
+    """Tables in files and pipes are not cut to 80 columns."""
+    return None if stream.isatty() else 160
+
+
+#: Colour only on a terminal and without NO_COLOR; both are rich's own rules.
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
+out = Console(highlight=False, soft_wrap=True, width=_width(sys.stdout))
+
+
+def fail(error: Exception) -> None:
+    """One line on stderr."""
+    if isinstance(error, CycloptsError):
+        message = " ".join(str(error).split())
+        message += " (see logitfuse --help)"
+    else:
+        message = " ".join(str(error).split())
+    sys.stderr.write(f"logitfuse: {message}\n")
+
+
+def note(message: str) -> None:
+    """A remark on stderr."""
+    err.print(Text(message, style="dim"))
+
+
+def say(text: str) -> None:
+    """A piece of the answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def drop_stdout() -> None:
+    """Let nothing else be written to a closed stdout, not even at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def dump(data: Any) -> None:
+    """One JSON document on stdout."""
+    say(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def working(what: str) -> AbstractContextManager[Any]:
+    """A spinner on stderr while something takes long (terminals only)."""
+    return err.status(what)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is a name and whose others are figures."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", style=None)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def shown(unit: bytes | None) -> str:
+    """A unit for people: quoted, control characters visible."""
+    if unit is None:
+        return "-"
+    return repr(unit.decode("utf-8", "replace")) if unit else "<end>"
+
+
+def dissent(step: Step, names: Sequence[str]) -> Text:
+    """What the members that wanted something else would have said, dim behind the token."""
+    others = [
+        f"{name}: {shown(wish)}"
+        for name, wish in zip(names, step.wishes, strict=True)
+        if wish is not None and wish != step.unit
+    ]
+    return Text(f"{{{', '.join(others)}}}" if others else "", style="dim italic")
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,110 @@
+"""The figures of a run, for people and as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+
+from logitfuse.cli.output import percent, table
+from logitfuse.strategies.base import Step
+
+if TYPE_CHECKING:
+    from logitfuse.strategies.fuse import Fuse
+
+
+def run_report(
+    fuse: Fuse, *, text: str, finish_reason: str | None, load_s: float
+) -> dict[str, Any]:
+    """What one answer took.
+
+    Returns
+    -------
+    dict
+        ``text, finish_reason, tokens, steps, fused_share, decisions, members, timings,
+        tokens_per_s``; times in seconds, shares of 1.  ``tokens`` leaves out the end symbol.
+    """
+    stats = fuse.stats
+    answering = max(stats.total_s - stats.prefill_s, 1e-9)
+    return {
+        "text": text,
+        "finish_reason": finish_reason,
+        "tokens": stats.steps - stats.ends,
+        "steps": stats.steps,
+        "fused_share": stats.fused_share,
+        "decisions": dict(stats.decisions),
+        "members": [
+            {
+                "name": member.name,
+                "weight": weight,
+                "voted_share": votes / max(1, stats.steps),
+                "won_share": wins / max(1, stats.decisions["fused"]),
+                **member.stats.as_dict(),
+            }
+            for member, weight, votes, wins in zip(
+                fuse.members, fuse.weights, stats.votes, stats.wins, strict=True
+            )
+        ],
+        "timings": {
+            "load_s": load_s,
+            "prefill_s": stats.prefill_s,
+            "decode_s": stats.decode_s,
+            "sync_s": stats.sync_s,
+            "fuse_s": stats.fuse_s,
+            "total_s": stats.total_s,
+        },
+        "tokens_per_s": stats.steps / answering,
+    }
+
+
+def run_tables(report: dict[str, Any]) -> Group:
+    """The same for people."""
+    members = table(
+        "",
+        ("member", "weight", "voted", "won fused", "decoded", "rolled back", "decode s"),
+        (
+            (
+                m["name"],
+                f"{m['weight']:.2f}",
+                percent(m["voted_share"]),
+                percent(m["won_share"]),
+                str(m["decoded_tokens"]),
+                str(m["rolled_back_tokens"]),
+                f"{m['decode_s']:.2f}",
+            )
+            for m in report["members"]
+        ),
+    )
+    times = report["timings"]
+    total = max(times["total_s"], 1e-9)
+    spent = ", ".join(
+        f"{key[:-2]} {times[key]:.2f} s ({percent(times[key] / total)})"
+        for key in ("decode_s", "sync_s", "fuse_s")
+    )
+    decisions = ", ".join(f"{name} {n}" for name, n in report["decisions"].items())
+    lines = Table.grid()
+    lines.add_row(f"{report['steps']} steps: {decisions}; fused {percent(report['fused_share'])}")
+    lines.add_row(f"{report['tokens_per_s']:.1f} tokens/s; {spent}")
+    return Group(members, lines)
+
+
+def trace_entry(step: Step, names: list[str]) -> dict[str, Any]:
+    """One step as JSON; a log-probability is null where a member has none."""
+
+    def finite(value: float) -> float | None:
+        return value if abs(value) < float("inf") else None  # false for NaN too
+
+    return {
+        "text": step.unit.decode("utf-8", "replace"),
+        "bytes": list(step.unit),
+        "logprob": finite(step.logprob),
+        "decision": step.decision,
+        "members": {
+            name: {
+                "logprob": finite(logprob),
+                "wish": None if wish is None else wish.decode("utf-8", "replace"),
+            }
+            for name, logprob, wish in zip(names, step.member_logprobs, step.wishes, strict=True)
+        },
+    }

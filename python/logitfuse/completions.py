@@ -1,0 +1,131 @@
+"""Chunks become OpenAI dictionaries, keyed as llama-cpp-python keys them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from logitfuse.strategies.base import Chunk, Step
+
+Response = dict[str, Any]
+
+
+def text_of(unit: bytes) -> str:
+    """A unit as text; parts of a character become U+FFFD."""
+    return unit.decode("utf-8", "replace")
+
+
+class CompletionFormat:
+    """``text_completion`` objects.
+
+    Parameters
+    ----------
+    model : str
+        Echoed in every object.
+    logprobs : int or None
+        How many best symbols to list per token; None: no log-probabilities at all.
+    """
+
+    kind = "text_completion"
+    stream_kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, model: str, logprobs: int | None) -> None:
+        self._head = {
+            "id": f"{self.prefix}-{uuid.uuid4()}",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._logprobs = logprobs
+        self._offset = 0
+
+    def whole(self, chunks: Sequence[Chunk], prompt_tokens: int, echo: str = "") -> Response:
+        """The answer as one object."""
+        steps = [step for chunk in chunks for step in chunk.steps if step.unit]
+        text = echo + "".join(chunk.text for chunk in chunks)
+        self._offset = len(echo)
+        return {
+            **self._object(self.kind, self._message(text), steps, chunks[-1].finish_reason),
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": len(steps),
+                "total_tokens": prompt_tokens + len(steps),
+            },
+        }
+
+    def stream(self, chunks: Iterator[Chunk], echo: str = "") -> Iterator[Response]:
+        """The answer as one object per piece of text; the last one has the finish reason."""
+        self._offset = len(echo)
+        yield from self._opening(echo)
+        waiting: list[Step] = []
+        for chunk in chunks:
+            waiting += [step for step in chunk.steps if step.unit]
+            if chunk.text:
+                yield self._object(self.stream_kind, self._delta(chunk.text), waiting, None)
+                waiting = []
+            if chunk.finish_reason is not None:
+                yield self._object(self.stream_kind, self._delta(""), waiting, chunk.finish_reason)
+
+    def _opening(self, echo: str) -> Iterator[Response]:
+        if echo:
+            yield self._object(self.stream_kind, self._delta(echo), [], None)
+
+    def _message(self, text: str) -> Response:
+        return {"text": text}
+
+    def _delta(self, text: str) -> Response:
+        return {"text": text}
+
+    def _object(
+        self, kind: str, content: Response, steps: Sequence[Step], finish_reason: str | None
+    ) -> Response:
+        listed = None if self._logprobs is None else self._list_logprobs(steps)
+        choice = {"index": 0, **content, "logprobs": listed, "finish_reason": finish_reason}
+        return {"object": kind, **self._head, "choices": [choice]}
+
+    def _list_logprobs(self, steps: Sequence[Step]) -> Response:
+        offsets = []
+        for step in steps:
+            offsets.append(self._offset)
+            self._offset += len(step.unit.decode("utf-8", "ignore"))
+        return {
+            "tokens": [text_of(step.unit) for step in steps],
+            "text_offset": offsets,
+            "token_logprobs": [step.logprob for step in steps],
+            "top_logprobs": [{text_of(unit): p for unit, p in step.top} for step in steps],
+        }
+
+
+class ChatFormat(CompletionFormat):
+    """``chat.completion`` objects and chunks."""
+
+    kind = "chat.completion"
+    stream_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def _opening(self, echo: str) -> Iterator[Response]:
+        del echo
+        yield self._object(self.stream_kind, {"delta": {"role": "assistant"}}, [], None)
+
+    def _message(self, text: str) -> Response:
+        return {"message": {"role": "assistant", "content": text}}
+
+    def _delta(self, text: str) -> Response:
+        return {"delta": {"content": text} if text else {}}
+
+    def _list_logprobs(self, steps: Sequence[Step]) -> Response:
+        def entry(unit: bytes, logprob: float) -> Response:
+            return {"token": text_of(unit), "logprob": logprob, "bytes": list(unit)}
+
+        return {
+            "content": [
+                {
+                    **entry(step.unit, step.logprob),
+                    "top_logprobs": [entry(unit, p) for unit, p in step.top],
+                }
+                for step in steps
+            ],
+            "refusal": None,
+        }

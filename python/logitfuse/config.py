@@ -1,0 +1,189 @@
+"""The TOML file that describes an ensemble, read alike by Python, the command line and the server.
+
+::
+
+    name = "pair"
+    pool = "linear"
+
+    [sampling]
+    temperature = 0.7
+
+    [[member]]
+    model = "smollm2-135m-instruct-q4_1.gguf"    # relative to this file, or hf = "user/repo:Q8_0"
+    weight = 0.6
+
+    [[member]]
+    model = "gemma-3-270m-q4_k_m.gguf"
+    weight = 0.4
+"""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from logitfuse.errors import ConfigError
+from logitfuse.gates import GateName
+from logitfuse.pooling import FLOOR, PoolName
+from logitfuse.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from logitfuse.strategies.fuse import Fuse
+
+
+class MemberConfig(BaseModel):
+    """One model and how to run it; see `logitfuse.Member`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path | None = None
+    hf: str | None = Field(None, description="user/repo[:quant] on the Hugging Face hub")
+    name: str | None = None
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    n_ctx: int | None = Field(None, ge=0)
+    n_batch: int = Field(512, ge=1)
+    n_threads: int | None = Field(None, ge=1)
+    n_gpu_layers: int = Field(0, ge=-1)
+    main_gpu: int = Field(0, ge=0)
+    flash_attn: bool = True
+    use_mmap: bool = True
+    repack: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MemberConfig:
+        if (self.model is None) == (self.hf is None):
+            raise ValueError("a member needs either 'model' (a file) or 'hf' (user/repo[:quant])")
+        return self
+
+
+class FuseConfig(BaseModel):
+    """Token-level fusion of members; see `logitfuse.strategies.fuse.Fuse`.
+
+    Every strategy has such a model; `strategy` tells them apart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["fuse"] = "fuse"
+    name: str | None = None
+    pool: PoolName = "linear"
+    gate: GateName = "boundary"
+    floor: float = Field(FLOOR, le=0, allow_inf_nan=False, description="nats")
+    sampling: SamplingParams = SamplingParams()
+    member: list[MemberConfig] = Field(min_length=1)
+
+
+def load_config(path: str | PathLike[str]) -> FuseConfig:
+    """Read a TOML file; model paths in it are relative to the file.
+
+    Raises
+    ------
+    ConfigError
+        No such file, not TOML, an unknown key (the nearest one is named), a wrong value.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration '{file}': {error}", path=file) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"'{file}' is not valid TOML: {error}", path=file) from error
+    config = parse_config(data, path=file)
+    members = [
+        m if m.model is None else m.model_copy(update={"model": file.parent / m.model})
+        for m in config.member
+    ]
+    return config.model_copy(update={"member": members})
+
+
+def parse_config(data: dict[str, Any], *, path: Path | None = None) -> FuseConfig:
+    """Check a configuration given as a dictionary.
+
+    Raises
+    ------
+    ConfigError
+        Unknown key or wrong value; `ConfigError.key` is its dotted name.
+    """
+    try:
+        return FuseConfig.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, path) from None
+
+
+def build(config: FuseConfig) -> Fuse:
+    """Load the models of a configuration and join them.
+
+    The cores are divided among the members that run, unless a member says otherwise: they decode at
+    the same time, and OpenMP teams that share cores are catastrophically slow.
+
+    Raises
+    ------
+    ModelError, UnsupportedTokenizerError, FusionError
+    """
+    from logitfuse.member import Member, cores
+    from logitfuse.strategies.fuse import Fuse
+
+    running = sum(member.weight > 0 for member in config.member)
+    share = max(1, cores() // max(1, running))
+    members: list[Member] = []
+    try:
+        for entry in config.member:
+            members.append(
+                Member(
+                    locate(entry),
+                    n_threads=entry.n_threads or share,
+                    **entry.model_dump(exclude={"model", "hf", "weight", "n_threads"}),
+                )
+            )
+        return Fuse(
+            members,
+            weights=[entry.weight for entry in config.member],
+            pool=config.pool,
+            gate=config.gate,
+            floor=config.floor,
+            name=config.name,
+        )
+    except BaseException:
+        for member in members:
+            member.close()
+        raise
+
+
+def locate(entry: MemberConfig) -> Path:
+    """The file of a member, downloaded if it comes from the hub."""
+    if entry.model is not None:
+        return entry.model
+    from logitfuse.hub import download
+
+    assert entry.hf is not None
+    return download(entry.hf)
+
+
+def explain(error: ValidationError, path: Path | None = None) -> ConfigError:
+    """The first problem of a validation as one helpful sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = f" in '{path}'" if path else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return ConfigError(f"unknown key '{key}'{where}{hint}", path=path, key=key)
+    value = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"'{key or 'config'}'{where}: {message}{value}", path=path, key=key or None)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    names = [part for part in location if isinstance(part, str)]
+    model: type[BaseModel] = FuseConfig
+    if names:
+        model = {"member": MemberConfig, "sampling": SamplingParams}[names[0]]
+    return list(model.model_fields)

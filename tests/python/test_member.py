@@ -1,0 +1,566 @@
+"""Members stay in step: after every step the cache holds the canonical tokens of the whole reply.
+
+The oracle is a second context of the same model which reads everything afresh.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from logitfuse import chat
+from logitfuse.errors import (
+    ContextLengthError,
+    DecodeError,
+    ModelLoadError,
+    ModelNotFoundError,
+    PromptError,
+    UnsupportedTokenizerError,
+)
+from logitfuse.llama import LlamaContext, LlamaModel
+from logitfuse.member import Member
+from logitfuse.sampling import SamplingParams
+from logitfuse.strategies.base import Request
+from logitfuse.strategies.fuse import Fuse
+from logitfuse.text import ReplyText
+from logitfuse.vocab import TokenKind
+from numpy.typing import NDArray
+from tiny import write_tiny
+
+NAMES = ["gpt2", "llama-spm", "smol", "qwen2", "gemma3", "mamba", "lfm2"]
+STATEFUL = ["mamba", "lfm2"]
+ATOL = 2e-2  # logits of a tiny model, decoded in batches of other shapes
+PROMPT = "Once upon a time"
+ENGLISH = 'The quick brown fox, aged 12345, doesn\'t jump over 2 lazy dogs.\n\n"Why?" she asked... '
+CODE = (
+    "def f(x: int) -> list[int]:\n    if x > 10:\n\t\treturn [x]        # ok\n\n\n    return []\n"
+)
+UKRAINIAN = "Їжак і ґава: «Чому б і ні?» — спитав об'єднаний світ у 2024 році. "
+CHINESE = "你好，世界！我喜欢吃苹果。人工智能１２３"
+ODD = (
+    "🙂👩\u200d👩\u200d👧🇺🇦 e\u0301a\u0308\u0323 \u2581\u2581x \ufffd\ufffd \x00\x04\x7f "
+    "\u00a0\U00040000 <|im_end|></s>"
+)
+TEXTS = [ENGLISH, CODE, UKRAINIAN, CHINESE, ODD]
+
+fragments = st.one_of(
+    st.builds(
+        lambda text, a, n: text[a : a + n],
+        st.sampled_from(TEXTS),
+        st.integers(0, 80),
+        st.integers(1, 30),
+    ),
+    st.builds(
+        lambda character, n: character * n,
+        st.sampled_from(" \n\t-=a1я好\u2581🙂"),
+        st.integers(1, 70),
+    ),
+    st.text(max_size=6),
+)
+texts = st.lists(fragments, max_size=6).map(lambda parts: "".join(parts)[:120].encode())
+sizes = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+class Fresh:
+    """A member's model in a context that reuses nothing, and the oracle's view of its tokens."""
+
+    def __init__(self, member: Member) -> None:
+        self._context = LlamaContext(member.model, n_ctx=member.n_ctx, n_threads=1)
+        self._tokens = [member.vocab.token_bytes(i) for i in range(len(member.vocab))]
+        self._kinds = [TokenKind(kind).name.lower() for kind in member.vocab.kinds]
+
+    def rows(self, tokens: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The rows before (if there is one) and after the last of these tokens."""
+        self._context.clear()
+        before = np.empty(0, np.float32)
+        if len(tokens) > 1:
+            assert self._context.decode(tokens[:-1], 0) == 0
+            before = self._context.row().copy()
+        assert self._context.decode(tokens[-1:], len(tokens) - 1) == 0
+        return before, self._context.row()
+
+    def boundary(self, before: NDArray[np.float32], token: int) -> float:
+        return reference.boundary_probability(before, self._tokens, self._kinds, token)
+
+
+Load = Callable[[str], tuple[Member, Fresh]]
+
+
+def cut(text: bytes, lengths: Sequence[int]) -> Iterator[bytes]:
+    """Cut a text into pieces of these lengths, which are used over and over."""
+    ends = accumulate([0, *(lengths[i % len(lengths)] for i in range(len(text)))])
+    for begin, end in pairwise(ends):
+        if begin < len(text):
+            yield text[begin:end]
+
+
+def target(member: Member, prompt: Sequence[int], reply: ReplyText) -> list[int]:
+    """What the law demands the member's cache to hold."""
+    twins = [member.vocab.lookup(unit) for unit in reply.units]
+    assert member.stalled == (None in twins)
+    known = [] if member.stalled else [twin for twin in twins if twin is not None]
+    return [*prompt, *member.tokenize(reply.complete), *known]
+
+
+def check_sync(member: Member, fresh: Fresh, prompt: Sequence[int], reply: ReplyText) -> None:
+    """Check a tiny member against the law: tokens, row and boundary."""
+    tokens = target(member, prompt, reply)
+    assert list(member.tokens) == tokens
+    if member.stalled:
+        return
+    before, after = fresh.rows(tokens)
+    np.testing.assert_allclose(member.row, after, atol=ATOL, rtol=0)
+    if len(tokens) > len(prompt):
+        assert member.boundary == pytest.approx(fresh.boundary(before, tokens[-1]), abs=ATOL)
+    else:
+        assert member.boundary == 1.0
+
+
+def advance(member: Member, reply: ReplyText, *units: bytes) -> bool:
+    """Extend the reply and take the member there."""
+    for unit in units:
+        reply.append(unit)
+    return member.advance(reply.complete, tuple(reply.units))
+
+
+def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Kullback-Leibler divergence of two rows of logits, nats."""
+    p, q = (row.astype(np.float64) - np.logaddexp.reduce(row.astype(np.float64)) for row in (a, b))
+    return float(np.exp(p) @ (p - q))
+
+
+def decoded_by(member: Member, action: Callable[[], Any]) -> int:
+    """How many tokens the member decodes during an action."""
+    before = member.stats.decoded_tokens
+    action()
+    return member.stats.decoded_tokens - before
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+@pytest.fixture(scope="module")
+def load(tiny_models: Mapping[str, Path]) -> Load:
+    """Loads a tiny member and its oracle, once for all tests."""
+
+    @functools.cache
+    def loaded(name: str) -> tuple[Member, Fresh]:
+        member = Member(tiny_models[name], name=name, n_threads=1)
+        return member, Fresh(member)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def real(smollm2_path: Path, gemma3_path: Path) -> list[Member]:
+    """The demo models."""
+    return [Member(path, n_ctx=1024, n_threads=1) for path in (smollm2_path, gemma3_path)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestSync:
+    @settings(deadline=None, max_examples=12)
+    @given(prompt=st.sampled_from([PROMPT, "def", CHINESE]), text=texts, lengths=sizes)
+    def test_any_pieces(
+        self, load: Load, name: str, prompt: str, text: bytes, lengths: list[int]
+    ) -> None:
+        member, fresh = load(name)
+        tokens = member.tokenize_prompt(prompt)
+        member.begin(tokens)
+        reply = ReplyText()
+        check_sync(member, fresh, tokens, reply)
+        for piece in cut(text, lengths):
+            assert advance(member, reply, piece)
+            check_sync(member, fresh, tokens, reply)
+
+    @pytest.mark.parametrize("text", TEXTS, ids=["english", "code", "ukrainian", "chinese", "odd"])
+    @pytest.mark.parametrize("length", [1, 5])
+    def test_long_texts(self, load: Load, name: str, text: str, length: int) -> None:
+        """Far longer than any sliding window, and than the tail that is tokenised again."""
+        member, _ = load(name)
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        reply = ReplyText()
+        for piece in cut((3 * text).encode()[:300], [length]):
+            assert advance(member, reply, piece)
+            assert list(member.tokens) == target(member, prompt, reply)
+
+    def test_member_may_append_tokens_of_its_own(self, load: Load, name: str) -> None:
+        member, fresh = load(name)
+        prompt = member.tokenize_prompt(PROMPT)
+        own = [400, 401, 300, 301, 302]
+        member.begin(prompt)
+        for token in own:
+            assert member.append(token)
+        assert list(member.tokens) == prompt + own
+        np.testing.assert_allclose(member.row, fresh.rows(prompt + own)[1], atol=ATOL, rtol=0)
+        member.begin(prompt)
+        reply = ReplyText()
+        advance(member, reply, b" and")
+        check_sync(member, fresh, prompt, reply)
+
+    def test_full_context_changes_nothing(self, tiny_models: Mapping[str, Path], name: str) -> None:
+        member = Member(tiny_models[name], n_ctx=256, n_threads=1)
+        assert member.n_ctx == 256
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        reply = ReplyText()
+        words = cut(20 * ENGLISH.encode(), [3])
+        while advance(member, reply, next(words)):
+            was = member.tokens, member.row.copy(), member.boundary, member.stalled
+        assert 250 <= member.n_tokens <= 256
+        assert member.tokens == was[0]
+        np.testing.assert_array_equal(member.row, was[1])
+        assert (member.boundary, member.stalled) == was[2:]
+        while member.append(300):
+            pass
+        assert member.n_tokens == 256
+        member.begin(prompt)
+        assert list(member.tokens) == prompt
+
+
+class TestBegin:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_reads_only_what_is_new(self, load: Load, name: str) -> None:
+        """A second turn: the first prompt, the reply, and more."""
+        member, fresh = load(name)
+        member.begin(member.tokenize_prompt(CHINESE))  # nothing in common
+        first = member.tokenize_prompt("\n\nUser:\nHello there, how are you?\n\nAssistant:\n")
+        member.begin(first)
+        reply = ReplyText()
+        advance(member, reply, b"I am", b" fine,", b" thank you.")
+        held = list(member.tokens)
+        assert decoded_by(member, lambda: member.begin(held)) == 0
+        second = held + member.tokenize(b"\n\nUser:\nAnd your dog?\n\nAssistant:\n")
+        assert decoded_by(member, lambda: member.begin(second)) == len(second) - len(held)
+        check_sync(member, fresh, second, ReplyText())
+        assert member.tokens == tuple(second)
+
+    @pytest.mark.parametrize("name", sorted(set(NAMES) - set(STATEFUL)))
+    def test_keeps_the_common_part(self, load: Load, name: str) -> None:
+        member, fresh = load(name)
+        first = member.tokenize_prompt(ENGLISH + CODE)
+        second = member.tokenize_prompt(ENGLISH + UKRAINIAN)
+        member.begin(first)
+        reused = member.stats.reused_tokens
+        common = common_prefix(first, second)
+        assert common > 20
+        assert decoded_by(member, lambda: member.begin(second)) == len(second) - common
+        assert member.stats.reused_tokens - reused == common
+        check_sync(member, fresh, second, ReplyText())
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("answer", ["", "Yes", ENGLISH])
+    def test_same_prompt_again(self, load: Load, name: str, answer: str) -> None:
+        member, fresh = load(name)
+        prompt = member.tokenize_prompt(ENGLISH)
+        member.begin(prompt)
+        reply = ReplyText()
+        for piece in cut(answer.encode(), [4]):
+            advance(member, reply, piece)
+        decoded = decoded_by(member, lambda: member.begin(prompt))
+        checkpoint_is_gone = name in STATEFUL and answer
+        assert decoded <= (len(prompt) if checkpoint_is_gone else bool(answer))
+        check_sync(member, fresh, prompt, ReplyText())
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_prefix_of_what_is_held(self, load: Load, name: str) -> None:
+        member, fresh = load(name)
+        prompt = member.tokenize_prompt(ENGLISH)
+        member.begin(prompt)
+        for length in (len(prompt) // 2, 2, 1):
+            member.begin(prompt[:length])
+            assert list(member.tokens) == prompt[:length]
+        member.begin(prompt)
+        check_sync(member, fresh, prompt, ReplyText())
+
+    @pytest.mark.parametrize("n_batch", [1, 2, 3, 64])
+    def test_in_small_batches(
+        self, load: Load, tiny_models: Mapping[str, Path], n_batch: int
+    ) -> None:
+        """The rows that are wanted come from one batch, whatever its size."""
+        _, fresh = load("gpt2")
+        member = Member(tiny_models["gpt2"], n_batch=n_batch, n_threads=1)
+        prompt = member.tokenize_prompt(ENGLISH)
+        for n in range(1, 10):
+            member.begin(prompt)
+            reply = ReplyText()
+            advance(member, reply, 8 * b"x y"[:n])
+            check_sync(member, fresh, prompt, reply)
+            member.begin(prompt[:1])
+
+
+class TestUnspellable:
+    def test_stalls_until_the_character_is_complete(self, load: Load) -> None:
+        """SmolLM2 has no token for the byte f1."""
+        member, fresh = load("smol")
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        reply = ReplyText()
+        assert member.vocab.lookup(b"\xf1") is None
+        advance(member, reply, b" no")
+        held = member.tokens
+        for byte in (b"\xf1", b"\x80", b"\x80"):
+            assert decoded_by(member, functools.partial(advance, member, reply, byte)) == 0
+            assert member.stalled
+            assert member.tokens == held
+        advance(member, reply, b"\x80")
+        assert not member.stalled
+        check_sync(member, fresh, prompt, reply)
+        advance(member, reply, b" matter")
+        check_sync(member, fresh, prompt, reply)
+
+    def test_takes_back_what_it_had_followed(self, load: Load) -> None:
+        member, fresh = load("smol")
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        reply = ReplyText()
+        advance(member, reply, b" so")
+        held = member.tokens
+        assert member.vocab.lookup(b"\xf0") is not None
+        assert member.vocab.lookup(b"\xa0\xa0") is None
+        advance(member, reply, b"\xf0")
+        assert len(member.tokens) == len(held) + 1
+        advance(member, reply, b"\xa0\xa0")
+        assert member.stalled
+        assert member.tokens == held
+        advance(member, reply, b"\xa0")
+        check_sync(member, fresh, prompt, reply)
+
+    def test_begin_ends_a_stall(self, load: Load) -> None:
+        member, _ = load("smol")
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        advance(member, ReplyText(), b"\xf1")
+        assert member.stalled
+        member.begin(prompt)
+        assert not member.stalled
+
+
+class TestTail:
+    """Only a tail is tokenised again; it must never differ from the whole."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    @settings(deadline=None, max_examples=30)
+    @given(text=texts, lengths=sizes)
+    def test_equals_the_whole(self, load: Load, name: str, text: bytes, lengths: list[int]) -> None:
+        self.check(load(name)[0], 3 * text, lengths)
+
+    @pytest.mark.parametrize("text", TEXTS, ids=["english", "code", "ukrainian", "chinese", "odd"])
+    def test_with_real_vocabularies(self, real: list[Member], text: str) -> None:
+        for member in real:
+            self.check(member, (8 * text).encode(), [5, 2, 1, 9])
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_is_used(self, load: Load, name: str) -> None:
+        """The check of the tail passes, and a step looks at a few bytes only."""
+        member, _ = load(name)
+        before = member.stats.full_tokenisations
+        asked: list[int] = []
+        whole = member.tokenize
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(member, "tokenize", lambda text: asked.append(len(text)) or whole(text))
+            self.check(member, (6 * ENGLISH).encode(), [4])
+        assert member.stats.full_tokenisations - before <= 2
+        assert max(asked[::2]) < 150  # every second one is the test's own
+
+    @staticmethod
+    def check(member: Member, text: bytes, lengths: Sequence[int]) -> None:
+        member.begin(member.tokenize_prompt(PROMPT))
+        reply = ReplyText()
+        for piece in cut(text, lengths):
+            reply.append(piece)
+            assert member._canonical(reply.complete) == member.tokenize(reply.complete)
+
+
+class TestTokenize:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("text", [ENGLISH, CODE, UKRAINIAN, CHINESE, "x", " x", "\n"])
+    def test_continues_earlier_text(self, load: Load, name: str, text: str) -> None:
+        """No space is put before it."""
+        member, _ = load(name)
+        assert member.vocab.join(member.tokenize(text.encode())) == text.encode()
+
+    def test_spm_prompt_begins_as_it_was_trained(self, load: Load) -> None:
+        member, _ = load("llama-spm")
+        tokens = member.tokenize_prompt("Hello")
+        assert tokens[0] == member.model.bos
+        assert member.vocab.join(tokens[1:]) == b" Hello"
+
+    def test_begin_of_text_is_not_doubled(self, load: Load) -> None:
+        member, _ = load("gemma3")
+        assert member.tokenize_prompt("<bos>x") == member.tokenize_prompt("x")
+
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("", "empty"),
+            (b"", "empty"),
+            (b"caf\xe9 au lait", "0xe9 at position 3"),
+            (b"abc\xf0\x9f", "position 3"),
+            ("\ud800", "0xed at position 0"),
+        ],
+    )
+    def test_refuses(self, load: Load, prompt: str | bytes, message: str) -> None:
+        with pytest.raises(PromptError, match=message):
+            load("gpt2")[0].tokenize_prompt(prompt)
+
+
+class TestFailure:
+    """A failed decode forgets everything, so that the next request starts from a clean state."""
+
+    @pytest.mark.parametrize("name", ["gpt2", "gemma3", "mamba", "lfm2"])
+    @pytest.mark.parametrize("failure", [-3, KeyboardInterrupt()])
+    @pytest.mark.parametrize("done", [False, True])
+    def test_recovers(
+        self, load: Load, name: str, failure: int | BaseException, done: bool
+    ) -> None:
+        """Whether llama.cpp had decoded the tokens or not."""
+        member, fresh = load(name)
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
+        reply = ReplyText()
+        advance(member, reply, b" there")
+        decode = member.context.decode
+
+        def fail(*args: Any, **kwargs: Any) -> int:
+            if done:
+                decode(*args, **kwargs)
+            if isinstance(failure, BaseException):
+                raise failure
+            return failure
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(member.context, "decode", fail)
+            with pytest.raises((DecodeError, KeyboardInterrupt)) as caught:
+                advance(member, reply, b" was")
+        if isinstance(caught.value, DecodeError):
+            assert (caught.value.member, caught.value.code) == (name, -3)
+            assert name in str(caught.value)
+            assert "-3" in str(caught.value)
+        assert member.n_tokens == 0
+        advance(member, reply, b" a king")
+        check_sync(member, fresh, prompt, reply)
+
+
+class TestRealModels:
+    """Steps of a real pair, checked against the law."""
+
+    @pytest.mark.parametrize(
+        "prompt",
+        ["The history of bread begins", "def quicksort(items):\n", "Київ — це місто, де"],
+        ids=["english", "code", "ukrainian"],
+    )
+    def test_in_step(self, real: list[Member], prompt: str) -> None:
+        fuse = Fuse(real, gate="always")
+        prompts = [member.tokenize_prompt(prompt) for member in real]
+        reply = ReplyText()
+        chunks = fuse.stream(Request(prompt, SamplingParams(temperature=0), max_tokens=32))
+        for i, chunk in enumerate(chunks):
+            reply.append(chunk.steps[0].unit)
+            if chunk.finish_reason:  # nobody needs to follow
+                break
+            for member, tokens in zip(real, prompts, strict=True):
+                assert list(member.tokens) == target(member, tokens, reply)
+                if i % 10 == 9 and not member.stalled:
+                    self.check_row(member)
+        assert i > 20
+
+    @staticmethod
+    def check_row(member: Member) -> None:
+        context = LlamaContext(member.model, n_ctx=member.n_ctx, n_threads=1)
+        assert context.decode(member.tokens, 0, outputs=2) == 0
+        before = np.ascontiguousarray(context.row(2))
+        assert distance(member.row, context.row()) < 0.05
+        assert int(np.argmax(member.row)) in np.argsort(-context.row())[:2]
+        expected = member._boundary(before, member.tokens[-1])
+        assert member.boundary == pytest.approx(expected, abs=0.1)
+
+
+class TestRefusals:
+    def test_missing(self, tmp_path: Path) -> None:
+        path = tmp_path / "none.gguf"
+        with pytest.raises(ModelNotFoundError, match=r"none\.gguf") as caught:
+            Member(path)
+        assert caught.value.path == path
+        assert isinstance(caught.value, FileNotFoundError)
+
+    @pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.99])
+    def test_truncated(self, tiny_models: Mapping[str, Path], tmp_path: Path, keep: float) -> None:
+        path = tmp_path / "half.gguf"
+        whole = tiny_models["gpt2"].read_bytes()
+        path.write_bytes(whole[: int(keep * len(whole))])
+        self.check_refused(path, "half.gguf")
+
+    def test_not_gguf(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(b"\x08\x00\x00\x00{}")
+        self.check_refused(path, "not a GGUF file")
+
+    def test_vocabulary_alone(self, vocab_dir: Path) -> None:
+        self.check_refused(vocab_dir / "ggml-vocab-gpt-2.gguf", "cannot load")
+
+    def test_embedding_model(self, tiny_models: Mapping[str, Path]) -> None:
+        self.check_refused(tiny_models["bert"], "cannot generate")
+
+    def test_embedding_model_that_does_not_say_so(self, vocab_dir: Path, tmp_path: Path) -> None:
+        path = tmp_path / "embedder.gguf"
+        write_tiny(path, vocab_dir / "ggml-vocab-gpt-2.gguf", arch="bert")
+        path.write_bytes(
+            path.read_bytes().replace(b"bert.attention.causal", b"bert.attention.xxxxxx")
+        )
+        assert LlamaModel(path).metadata("bert.attention.causal") is None
+        self.check_refused(path, "cannot generate")
+
+    def test_wordpiece(self, vocab_dir: Path) -> None:
+        model = LlamaModel(vocab_dir / "ggml-vocab-bert-bge.gguf", vocab_only=True)
+        with pytest.raises(UnsupportedTokenizerError) as caught:
+            model.require_byte_exact()
+        assert caught.value.model_type == "WordPiece"
+
+    def test_long_prompt(self, tiny_models: Mapping[str, Path]) -> None:
+        member = Member(tiny_models["gpt2"], name="short", n_ctx=256, n_threads=1)
+        prompt = member.tokenize_prompt(10 * ENGLISH)
+        with pytest.raises(ContextLengthError, match=r"short.*n_ctx=256") as caught:
+            member.begin(prompt)
+        error = caught.value
+        assert (error.member, error.n_tokens, error.n_ctx) == ("short", len(prompt), 256)
+        member.begin(prompt[:255])
+        assert member.n_tokens == 255
+
+    @staticmethod
+    def check_refused(path: Path, message: str) -> None:
+        with pytest.raises(ModelLoadError, match=message) as caught:
+            Member(path, n_threads=1)
+        assert caught.value.path == path
+        assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["smol", "gpt2"])
+def test_second_turn_of_a_chat(load: Load, name: str) -> None:
+    """With a template and without: the turn before is not read again."""
+    member, _ = load(name)
+    chat_so_far = [{"role": "user", "content": "What is a fjord?"}]
+    member.begin(member.tokenize_prompt(chat.render(member.model, chat_so_far).text))
+    reply = ReplyText()
+    advance(member, reply, b"A long,", b" narrow inlet.")
+    held = list(member.tokens)
+    chat_so_far += [
+        {"role": "assistant", "content": reply.complete.decode()},
+        {"role": "user", "content": "Name one."},
+    ]
+    second = member.tokenize_prompt(chat.render(member.model, chat_so_far).text)
+    common = common_prefix(held, second)
+    assert common >= len(held) - 2
+    assert decoded_by(member, lambda: member.begin(second)) == len(second) - common
