@@ -68,27 +68,35 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
         raise PromptError("the chat has no messages; give at least one")
     checked = []
     for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise PromptError(f"message {i} is {message!r}, not a mapping of role and content")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise PromptError(f"message {i} has role {role!r}; known: {', '.join(ROLES)}")
-        if isinstance(content, Sequence) and not isinstance(content, str):  # OpenAI content parts
-            parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
-        if not isinstance(content, str):
+        text = content
+        if isinstance(content, list | tuple):  # OpenAI content parts
+            parts: list[Any] = [
+                part.get("text") if isinstance(part, Mapping) else part for part in content
+            ]
+            texts = [part for part in parts if isinstance(part, str)]
+            text = "".join(texts) if len(texts) == len(parts) else None
+        if not isinstance(text, str):
             raise PromptError(f"message {i} ({role}) has no text content, but {content!r}")
-        checked.append({"role": role, "content": content})
+        checked.append({"role": role, "content": text})
     return checked
 
 
 def _without_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:
     """System text moved into the first user turn: some templates refuse the system role."""
     system = [message["content"] for message in chat if message["role"] == "system"]
+    if not system:
+        return chat
     rest = [dict(message) for message in chat if message["role"] != "system"]
     for message in rest:
-        if message["role"] == "user" and system:
+        if message["role"] == "user":
             message["content"] = "\n\n".join([*system, message["content"]])
-            break
-    return rest
+            return rest
+    return [{"role": "user", "content": "\n\n".join(system)}, *rest]
 
 
 def _refused(model: LlamaModel, error: Exception) -> PromptError:

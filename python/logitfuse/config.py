@@ -182,8 +182,6 @@ def explain(error: ValidationError, path: Path | None = None) -> ConfigError:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    names = [part for part in location if isinstance(part, str)]
-    model: type[BaseModel] = FuseConfig
-    if names:
-        model = {"member": MemberConfig, "sampling": SamplingParams}[names[0]]
+    rooms: dict[int | str, type[BaseModel]] = {"member": MemberConfig, "sampling": SamplingParams}
+    model = rooms[location[0]] if location else FuseConfig
     return list(model.model_fields)

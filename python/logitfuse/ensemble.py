@@ -14,7 +14,7 @@ from logitfuse.config import FuseConfig, build, explain, load_config, parse_conf
 from logitfuse.errors import ConfigError, PromptError
 from logitfuse.pooling import FLOOR
 from logitfuse.sampling import SamplingParams
-from logitfuse.strategies.base import Chunk, Message, Request
+from logitfuse.strategies.base import ChunkStream, Message, Request
 from logitfuse.strategies.fuse import Fuse, RunStats
 
 AnyPath = str | PathLike[str]
@@ -75,7 +75,7 @@ class Ensemble:
         seed: int | None = None,
     ) -> None:
         paths = [model_paths] if isinstance(model_paths, str | PathLike) else list(model_paths)
-        per_member = {
+        per_member: dict[str, list[Any]] = {
             "weight": [1.0] * len(paths) if weights is None else list(weights),
             "n_ctx": _spread("n_ctx", n_ctx, len(paths)),
             "n_threads": _spread("n_threads", n_threads, len(paths)),
@@ -153,7 +153,7 @@ class Ensemble:
 
     # -- answering ----------------------------------------------------------------------------
 
-    def stream(self, request: Request) -> Iterator[Chunk]:
+    def stream(self, request: Request) -> ChunkStream:
         """Answer with full detail: every step, who wanted it, how it was decided."""
         return self.generator.stream(request)
 
@@ -378,7 +378,8 @@ class Ensemble:
         first = self.generator.members[0]
         if self.generator.alignment.identical:
             tokens = first.model.tokenize(text, parse_special=special)
-            return [first.model.bos, *tokens] if add_bos and first.model.add_bos else tokens
+            bos = first.model.bos
+            return [bos, *tokens] if add_bos and first.model.add_bos and bos is not None else tokens
         if special:
             raise PromptError(
                 "members with different vocabularies share no special tokens; pass the prompt as "

@@ -431,8 +431,9 @@ class LlamaContext:
         address = ctypes.cast(pointer, ctypes.c_void_p).value
         if not address:
             raise ValueError(f"no row was kept {back} tokens back")
-        buffer = (ctypes.c_float * self.model.n_vocab).from_address(address)
-        return np.frombuffer(buffer, np.float32)
+        buffer = memoryview((ctypes.c_float * self.model.n_vocab).from_address(address))
+        row: Row = np.frombuffer(buffer, np.float32)
+        return row
 
     def cut(self, n_keep: int) -> bool:
         """Forget all tokens from position `n_keep` on; False if this memory cannot."""

@@ -225,8 +225,7 @@ class Member:
     def _canonical(self, reply: bytes) -> list[int]:
         """Canonical tokens of the reply, tokenising only its tail where that is provably enough."""
         first = max(0, len(self._reply) - _TAIL)
-        # A tail that begins inside a character would be tokenised as garbage.
-        while first and reply[self._ends[first - 1]] & 0xC0 == 0x80:
+        while first and _is_inside(reply, self._ends[first - 1]):
             first -= 1
         start = self._ends[first - 1] if first else 0
         tail = self.tokenize(reply[start:])
@@ -355,13 +354,13 @@ class Member:
     def _decode(self, tokens: list[int], start: int, *, outputs: int) -> None:
         began = time.perf_counter()
         self._has_row = False
-        code = None
         try:
             code = self.context.decode(tokens, start, outputs=outputs)
-        finally:
-            if code != 0:  # nobody knows what the cache holds now, after Ctrl-C neither
-                self._forget()
+        except BaseException:  # Ctrl-C: nobody knows what the cache holds now
+            self._forget()
+            raise
         if code != 0:
+            self._forget()
             raise DecodeError(
                 f"member '{self.name}' failed to decode {len(tokens)} tokens at position {start} "
                 f"(llama_decode returned {code}: {last_log()})",
@@ -412,6 +411,18 @@ class Member:
         self._has_row = False
         if self._checkpoints is not None:
             self._checkpoints.clear()
+
+
+def _is_inside(text: bytes, at: int) -> bool:
+    """Whether a character or a number goes on at this position.
+
+    A tail that began there would be tokenised as garbage, or with its digits in other groups of
+    three than the whole; the latter shows only behind the digits, where no check looks.
+    """
+    if text[at] & 0xC0 == 0x80:
+        return True
+    before = text[max(0, at - 4) : at].decode(errors="ignore")[-1:]
+    return before.isnumeric() and text[at : at + 4].decode(errors="ignore")[:1].isnumeric()
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

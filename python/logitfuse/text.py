@@ -34,6 +34,11 @@ class ReplyText:
         return bytes(self._bytes[: self.base])
 
     @property
+    def text(self) -> str:
+        """The whole reply so far, but for an unfinished character at its end."""
+        return self._bytes[: len(self._bytes) - len(self.unfinished)].decode("utf-8")
+
+    @property
     def unfinished(self) -> bytes:
         """The unfinished character at the end, 0 to 3 bytes."""
         n = _core.unfinished_utf8(bytes(self._bytes[-3:]))
@@ -61,11 +66,16 @@ class ReplyText:
 
     def _find_stop(self) -> int:
         """How far the text can be handed out; cuts the reply where a stop string begins."""
-        found = [at for s in self._stops if (at := self._bytes.find(s, self._searched)) >= 0]
+        found = [
+            (at + len(s), at)
+            for s in self._stops
+            if (at := self._bytes.find(s, self._searched)) >= 0
+        ]
         if found:
+            _, at = min(found)  # the first to be complete, however the reply was cut into units
             self.stopped = True
-            del self._bytes[min(found) :]
-            return len(self._bytes)
+            del self._bytes[at:]
+            return at
         longest = max((len(s) for s in self._stops), default=1)
         self._searched = max(self._searched, len(self._bytes) - longest + 1)
         safe = len(self._bytes) - len(self.unfinished)

@@ -37,7 +37,7 @@ from tiny import write_tiny
 
 NAMES = ["gpt2", "llama-spm", "smol", "qwen2", "gemma3", "mamba", "lfm2"]
 STATEFUL = ["mamba", "lfm2"]
-ATOL = 2e-2  # logits of a tiny model, decoded in batches of other shapes
+ATOL = 5e-2  # logits of a tiny model, decoded in batches of other shapes
 PROMPT = "Once upon a time"
 ENGLISH = 'The quick brown fox, aged 12345, doesn\'t jump over 2 lazy dogs.\n\n"Why?" she asked... '
 CODE = (
@@ -351,6 +351,12 @@ class TestUnspellable:
 class TestTail:
     """Only a tail is tokenised again; it must never differ from the whole."""
 
+    def test_does_not_begin_inside_a_number(self, vocab_dir: Path, tmp_path: Path) -> None:
+        """Llama 3 takes digits by threes, counted from where the number begins."""
+        path = write_tiny(tmp_path / "llama3.gguf", vocab_dir / "ggml-vocab-llama-bpe.gguf")
+        text = "So " + 7 * "１２３" + "4567890123"
+        self.check(Member(path, n_threads=1), text.encode(), [3, 1])
+
     @pytest.mark.parametrize("name", NAMES)
     @settings(deadline=None, max_examples=30)
     @given(text=texts, lengths=sizes)
@@ -368,12 +374,18 @@ class TestTail:
         member, _ = load(name)
         before = member.stats.full_tokenisations
         asked: list[int] = []
-        whole = member.tokenize
+        reply = ReplyText()
+        member.begin(member.tokenize_prompt(PROMPT))
+        tokenize = member.tokenize
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(member, "tokenize", lambda text: asked.append(len(text)) or whole(text))
-            self.check(member, (6 * ENGLISH).encode(), [4])
+            patch.setattr(
+                member, "tokenize", lambda text: asked.append(len(text)) or tokenize(text)
+            )
+            for piece in cut((6 * ENGLISH).encode(), [4]):
+                reply.append(piece)
+                member._canonical(reply.complete)
         assert member.stats.full_tokenisations - before <= 2
-        assert max(asked[::2]) < 150  # every second one is the test's own
+        assert sum(length > 100 for length in asked) <= 2
 
     @staticmethod
     def check(member: Member, text: bytes, lengths: Sequence[int]) -> None:

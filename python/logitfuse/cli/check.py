@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from logitfuse.alignment import Alignment, Coverage, align
 from logitfuse.cli import output
@@ -110,7 +111,7 @@ def _describe(
     coverage: Coverage,
     text: bytes,
 ) -> dict[str, Any]:
-    members = []
+    members: list[dict[str, Any]] = []
     for entry, head, vocab in zip(config.member, heads, alignment.vocabs, strict=True):
         n_ctx = head.default_n_ctx(entry.n_ctx)
         members.append(
@@ -155,11 +156,7 @@ def _score(config: FuseConfig, report: dict[str, Any], text: bytes) -> None:
         with Progress(console=output.err, transient=True) as bar:
             for member, entry in zip(fuse.members, report["members"], strict=True):
                 task = bar.add_task(member.name)
-                score = score_text(
-                    member,
-                    text,
-                    lambda done, total, task=task: bar.update(task, completed=done, total=total),
-                )
+                score = score_text(member, text, partial(_show, bar, task))
                 entry["bits_per_byte"] = score.bits_per_byte
                 entry["scored_bytes"] = score.n_bytes
     finally:
@@ -167,6 +164,10 @@ def _score(config: FuseConfig, report: dict[str, Any], text: bytes) -> None:
     bits = [entry["bits_per_byte"] for entry in report["members"]]
     report["gap"] = max(bits) / min(bits) - 1
     report["advice"] = _advice(report)
+
+
+def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _advice(report: dict[str, Any]) -> str:

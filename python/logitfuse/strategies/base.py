@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -92,13 +93,17 @@ class Chunk:
     finish_reason: FinishReason | None = None
 
 
+#: Closing it stops the work.
+ChunkStream: TypeAlias = abc.Generator[Chunk, None, None]
+
+
 class Generator(Protocol):
     """Anything that answers: a strategy over members or over other generators."""
 
     name: str
 
-    def stream(self, request: Request) -> Iterator[Chunk]:
-        """Answer a request piece by piece; closing the iterator stops the work."""
+    def stream(self, request: Request) -> ChunkStream:
+        """Answer a request piece by piece."""
         ...
 
     def close(self) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from logitfuse import _core, chat
 from logitfuse.alignment import align
-from logitfuse.errors import ConfigError, MemberError
+from logitfuse.errors import ConfigError, FusionError, MemberError
 from logitfuse.gates import GATES, GateName
 from logitfuse.member import Member
 from logitfuse.pooling import FLOOR, TOP, PoolName
 from logitfuse.sampling import make_sampler
-from logitfuse.strategies.base import Chunk, DecisionName, FinishReason, Request, Step
+from logitfuse.strategies.base import (
+    Chunk,
+    ChunkStream,
+    DecisionName,
+    FinishReason,
+    Request,
+    Step,
+)
 from logitfuse.text import ReplyText
 
 _DECISIONS: dict[_core.Decision, DecisionName] = {
@@ -41,7 +48,7 @@ class RunStats:
     wins : list of int
         For every member: in how many fused steps the answer was its own best candidate.
     prompt_tokens : int
-        Of the first member.
+        Of the first member that runs.
     prefill_s : float
         The prompt.
     decode_s, sync_s, fuse_s : float
@@ -83,7 +90,8 @@ class Fuse:
         Non-negative, not all zero; equal by default.  A member of weight 0 is not run.
     pool : {"linear", "log-linear"}
     gate : {"boundary", "always"}
-        Who votes.  Members with one common vocabulary always vote: their boundaries are the same.
+        Who votes.  Members with one common vocabulary always vote, and follow by the very tokens
+        that are chosen, as each would by itself.
     floor : float
         What a member without a twin contributes to the log-linear pool, nats.
     name : str, optional
@@ -120,8 +128,10 @@ class Fuse:
         self.alignment = align([member.vocab for member in members])
         self.stats = RunStats()
         self._pool = _core.Pool(self.alignment._core, pool, floor)
-        self._gate = GATES["always" if self.alignment.identical else gate]
         self._running = [i for i, weight in enumerate(self.weights) if weight > 0]
+        vocabs = [members[i].vocab for i in self._running]
+        self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
+        self._gate = GATES["always" if self._one_vocab else gate]
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
             for member in self.members
@@ -134,7 +144,7 @@ class Fuse:
         for member in self.members:
             member.close()
 
-    def stream(self, request: Request) -> Iterator[Chunk]:
+    def stream(self, request: Request) -> ChunkStream:
         """Answer a request, one chunk per step and a last one with the finish reason.
 
         Raises
@@ -150,7 +160,6 @@ class Fuse:
         stops = self._prefill(request, sampler)
         self.stats.prefill_s = time.perf_counter() - started
         reply = ReplyText(stops)
-        said = ""
         try:
             finish: FinishReason | None = None
             while finish is None:
@@ -158,11 +167,10 @@ class Fuse:
                 finish, text = self._extend(reply, step, request)
                 if finish is not None:
                     text += reply.flush()
-                said += text
                 self.stats.total_s = time.perf_counter() - started
                 yield Chunk(text, (step,), finish)
         except MemberError as error:
-            error.text = said + reply.flush()
+            error.text = reply.text
             raise
         finally:
             self.stats.total_s = time.perf_counter() - started
@@ -170,16 +178,16 @@ class Fuse:
     # -- one answer ---------------------------------------------------------------------------
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
-        """Bring every member to its own rendering of the prompt; returns the stop strings."""
+        """Bring the running members to their renderings of the prompt; returns the stop strings."""
         stops = list(request.stop)
-        prompts: list[list[int]] = []
-        for member in self.members:
-            tokens, ends = self._render(member, request.prompt)
-            prompts.append(tokens)
+        prompts: dict[int, list[int]] = {}
+        for i in self._running:
+            prompts[i], ends = self._render(self.members[i], request.prompt)
             stops += ends
-        self.stats.prompt_tokens = len(prompts[0])
-        for token in prompts[0]:
-            symbol = self.alignment.symbol(0, token)
+        first = self._running[0]
+        self.stats.prompt_tokens = len(prompts[first])
+        for token in prompts[first]:
+            symbol = self.alignment.symbol(first, token)
             if symbol is not None:
                 sampler.accept(symbol)
         self._together(lambda i: self.members[i].begin(prompts[i]))
@@ -217,7 +225,7 @@ class Fuse:
             fused = self._pool.score(symbol)
         else:
             fused, index = self._choose(reply, sampler, request)
-            if not sampler.greedy:
+            if not sampler.greedy or fused.symbol(index) != symbol:
                 decision = _core.Decision.open  # all alike or not, the pool was drawn from
         symbol = fused.symbol(index)
         step = Step(
@@ -252,6 +260,8 @@ class Fuse:
                 if self._may_follow(reply, fused.symbol(index), request):
                     return fused, index
                 fused.forbid(index)
+            if top == _core.ALL:
+                raise FusionError("no symbol that may follow the text has any probability left")
             top = min(8 * top, _core.ALL)
 
     def _may_follow(self, reply: ReplyText, symbol: int, request: Request) -> bool:
@@ -277,25 +287,23 @@ class Fuse:
             return "stop", text
         if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
             return "length", text
-        if len(self.members) == 1:  # its own token, as it would go on by itself
-            fits = self._together(lambda i: self.members[i].append(step.symbol))
+        if self._one_vocab:
+            twin = self.alignment._core.twin
+            fits = self._together(lambda i: self.members[i].append(twin(i, step.symbol)))
         else:
             complete, units = reply.complete, tuple(reply.units)
             fits = self._together(lambda i: self.members[i].advance(complete, units))
         return (None if all(fits) else "length"), text
 
     def _together(self, move: Callable[[int], Any]) -> list[Any]:
-        """Run `move` for every running member, each in its own thread; times what it took."""
+        """Run `move` for every running member in its own thread, where Ctrl-C cannot reach it."""
         started = time.perf_counter()
         before = [self.members[i].stats.decode_s for i in self._running]
-        if len(self._running) == 1:
-            results = [move(self._running[0])]
-        else:
-            futures = [self._threads[i].submit(move, i) for i in self._running]
-            try:
-                results = [future.result() for future in futures]
-            finally:
-                wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
+        futures = [self._threads[i].submit(move, i) for i in self._running]
+        try:
+            results = [future.result() for future in futures]
+        finally:
+            wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
         decoding = max(
             self.members[i].stats.decode_s - was
             for i, was in zip(self._running, before, strict=True)
