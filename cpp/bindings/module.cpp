@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "logitfuse/alignment.hpp"
@@ -30,6 +31,9 @@ using Rows = std::vector<const float*>;
 // The C functions of libllama that describe a vocabulary, called without linking against it.
 // llama_token_attr bits, llama.h.
 constexpr int kAttrUnknown = 1, kAttrUnused = 2, kAttrControl = 8, kAttrByte = 32;
+// Stands in a piece for each character of a byte-level BPE token that is no byte.  Such a token has
+// no bytes, and no text is ever tokenised to it (command-r has 1403).
+constexpr std::string_view kNoByte = "[UNK_BYTE_0x";
 using TokenToPiece = std::int32_t (*)(const void*, std::int32_t, char*, std::int32_t, std::int32_t,
                                       bool);
 using TokenAttr = int (*)(const void*, std::int32_t);
@@ -62,7 +66,9 @@ std::shared_ptr<Vocab> vocab_from_llama(std::uintptr_t handle, std::int32_t n,
       length = piece(vocab, id, bytes.data(), room(), 0, true);
     }
     if (length < 0) throw VocabError("llama.cpp gives no bytes for token " + std::to_string(id));
-    blob.append(bytes.data(), static_cast<std::size_t>(length));
+    std::string_view spelled(bytes.data(), static_cast<std::size_t>(length));
+    if (spelled.find(kNoByte) != spelled.npos) spelled = {};  // and thus unused
+    blob.append(spelled);
     offsets.push_back(static_cast<std::int64_t>(blob.size()));
     kinds.push_back(kind_of(attr(vocab, id), eog(vocab, id)));
   }

@@ -122,7 +122,9 @@ class Alignment:
         if text is None:
             return Coverage(types)
         tokens = [vocab.tokenize(text) for vocab in self.vocabs]
-        ends = [_ends(vocab, ids) for vocab, ids in zip(self.vocabs, tokens, strict=True)]
+        ends = [
+            _ends(vocab, ids, len(text)) for vocab, ids in zip(self.vocabs, tokens, strict=True)
+        ]
         emitted, boundaries = np.ones((n, n)), np.ones((n, n))
         for a in range(n):
             spelled = [self._core.symbol(a, token) for token in tokens[a]]
@@ -145,8 +147,11 @@ class Alignment:
         return np.unique(np.asarray(canonical, np.int32))
 
 
-def _ends(vocab: Vocab, tokens: Sequence[int]) -> set[int]:
-    return set(accumulate(len(vocab.token_bytes(token)) for token in tokens))
+def _ends(vocab: Vocab, tokens: Sequence[int], length: int) -> set[int]:
+    """Where tokens end in a text of this length; some vocabularies put a space before it."""
+    ends = list(accumulate(len(vocab.token_bytes(token)) for token in tokens))
+    added = ends[-1] - length if ends else 0
+    return {end - added for end in ends if end > added}
 
 
 def align(vocabs: Sequence[Vocab]) -> Alignment:

@@ -26,26 +26,27 @@ class CompletionFormat:
         Echoed in every object.
     logprobs : int or None
         How many best symbols to list per token; None: no log-probabilities at all.
+    offset : int
+        Where the answer begins: text offsets count from the beginning of the prompt.
     """
 
     kind = "text_completion"
     stream_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, model: str, logprobs: int | None) -> None:
+    def __init__(self, model: str, logprobs: int | None, offset: int = 0) -> None:
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4()}",
             "created": int(time.time()),
             "model": model,
         }
         self._logprobs = logprobs
-        self._offset = 0
+        self._offset = offset
 
     def whole(self, chunks: Sequence[Chunk], prompt_tokens: int, echo: str = "") -> Response:
         """The answer as one object."""
         steps = [step for chunk in chunks for step in chunk.steps if step.unit]
         text = echo + "".join(chunk.text for chunk in chunks)
-        self._offset = len(echo)
         return {
             **self._object(self.kind, self._message(text), steps, chunks[-1].finish_reason),
             "usage": {
@@ -57,20 +58,19 @@ class CompletionFormat:
 
     def stream(self, chunks: Iterator[Chunk], echo: str = "") -> Iterator[Response]:
         """The answer as one object per piece of text; the last one has the finish reason."""
-        self._offset = len(echo)
         yield from self._opening(echo)
         waiting: list[Step] = []
         for chunk in chunks:
             waiting += [step for step in chunk.steps if step.unit]
             if chunk.text:
-                yield self._object(self.stream_kind, self._delta(chunk.text), waiting, None)
+                yield self._object(self.stream_kind, self._delta(chunk.text), waiting or None, None)
                 waiting = []
-            if chunk.finish_reason is not None:
-                yield self._object(self.stream_kind, self._delta(""), waiting, chunk.finish_reason)
+            if (finish := chunk.finish_reason) is not None:
+                yield self._object(self.stream_kind, self._delta(""), waiting or None, finish)
 
     def _opening(self, echo: str) -> Iterator[Response]:
         if echo:
-            yield self._object(self.stream_kind, self._delta(echo), [], None)
+            yield self._object(self.stream_kind, self._delta(echo), None, None)
 
     def _message(self, text: str) -> Response:
         return {"text": text}
@@ -79,9 +79,9 @@ class CompletionFormat:
         return {"text": text}
 
     def _object(
-        self, kind: str, content: Response, steps: Sequence[Step], finish_reason: str | None
+        self, kind: str, content: Response, steps: Sequence[Step] | None, finish_reason: str | None
     ) -> Response:
-        listed = None if self._logprobs is None else self._list_logprobs(steps)
+        listed = None if self._logprobs is None or steps is None else self._list_logprobs(steps)
         choice = {"index": 0, **content, "logprobs": listed, "finish_reason": finish_reason}
         return {"object": kind, **self._head, "choices": [choice]}
 
@@ -107,7 +107,7 @@ class ChatFormat(CompletionFormat):
 
     def _opening(self, echo: str) -> Iterator[Response]:
         del echo
-        yield self._object(self.stream_kind, {"delta": {"role": "assistant"}}, [], None)
+        yield self._object(self.stream_kind, {"delta": {"role": "assistant"}}, None, None)
 
     def _message(self, text: str) -> Response:
         return {"message": {"role": "assistant", "content": text}}

@@ -168,14 +168,15 @@ def locate(entry: MemberConfig) -> Path:
 
 def explain(error: ValidationError, path: Path | None = None) -> ConfigError:
     """The first problem of a validation as one helpful sentence."""
-    first = error.errors()[0]
+    problems = error.errors()  # a mistyped key first: it is why another one is missing
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     where = f" in '{path}'" if path else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        near = get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.0)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return ConfigError(f"unknown key '{key}'{where}{hint}", path=path, key=key)
+        near = get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        return ConfigError(f"unknown key '{key}'{where}; {hint}", path=path, key=key)
     value = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"'{key or 'config'}'{where}: {message}{value}", path=path, key=key or None)

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from logitfuse.completions import ChatFormat, CompletionFormat, Response
+from logitfuse.completions import ChatFormat, CompletionFormat, Response, text_of
 from logitfuse.config import FuseConfig, build, explain, load_config, parse_config
-from logitfuse.errors import ConfigError, PromptError
+from logitfuse.errors import ConfigError, LogitfuseError, PromptError
 from logitfuse.pooling import FLOOR
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import ChunkStream, Message, Request
@@ -97,7 +97,8 @@ class Ensemble:
 
     def _start(self, config: FuseConfig, seed: int | None) -> None:
         self.config = config
-        self.generator: Fuse = build(config)
+        self._fuse = build(config)
+        self._closed = False
         self._seed = config.sampling.seed if seed is None else seed
 
     @classmethod
@@ -130,7 +131,8 @@ class Ensemble:
 
     def close(self) -> None:
         """Free the models."""
-        self.generator.close()
+        self._closed = True
+        self._fuse.close()
 
     def __enter__(self) -> Self:
         return self
@@ -144,12 +146,25 @@ class Ensemble:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Ensemble({self.generator.name!r}, {self.generator.alignment!r})"
+        return f"Ensemble({self._fuse.name!r}, {self._fuse.alignment!r})"
+
+    @property
+    def generator(self) -> Fuse:
+        """The strategy behind this facade.
+
+        Raises
+        ------
+        LogitfuseError
+            The ensemble is closed.
+        """
+        if self._closed:
+            raise LogitfuseError("the ensemble is closed; make a new one")
+        return self._fuse
 
     @property
     def stats(self) -> RunStats:
         """What the last answer took."""
-        return self.generator.stats
+        return self._fuse.stats
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -188,7 +203,7 @@ class Ensemble:
         logprobs : int, optional
             List this many best symbols per token; log-probabilities are the pool's.
         echo : bool
-            Begin the text with the prompt.
+            Begin the text with the prompt; log-probabilities are those of the answer alone.
         stream : bool
             Give an iterator of chunks instead.
 
@@ -199,9 +214,10 @@ class Ensemble:
 
         Raises
         ------
-        PromptError, ContextLengthError, FusionError, MemberError
+        PromptError, ContextLengthError, ConfigError, FusionError, MemberError
         """
-        form = CompletionFormat(model or self.generator.name, logprobs)
+        text = prompt if isinstance(prompt, str) else text_of(self.detokenize(prompt))
+        form = CompletionFormat(model or self.generator.name, logprobs, len(text))
         request = self._request(
             prompt,
             max_tokens=max_tokens,
@@ -218,9 +234,7 @@ class Ensemble:
             presence_penalty=presence_penalty,
             logit_bias=logit_bias,
         )
-        said = ""
-        if echo:
-            said = prompt if isinstance(prompt, str) else self.detokenize(prompt).decode()
+        said = text if echo else ""
         if stream:
             return form.stream(self.stream(request), said)
         chunks = list(self.stream(request))
@@ -259,7 +273,7 @@ class Ensemble:
 
         Raises
         ------
-        PromptError, ContextLengthError, FusionError, MemberError
+        PromptError, ContextLengthError, ConfigError, FusionError, MemberError
         """
         form = ChatFormat(model or self.generator.name, (top_logprobs or 0) if logprobs else None)
         request = self._request(
@@ -305,7 +319,7 @@ class Ensemble:
 
         Raises
         ------
-        PromptError, ContextLengthError, FusionError, MemberError
+        PromptError, ContextLengthError, ConfigError, FusionError, MemberError
         """
         request = self._request(
             list(tokens),
@@ -340,7 +354,7 @@ class Ensemble:
     ) -> Request:
         try:
             params = SamplingParams(
-                temperature=max(0.0, temperature),  # llama.cpp: negative is greedy too
+                temperature=0.0 if temperature < 0 else temperature,  # llama.cpp: greedy too
                 seed=self._seed if seed is None else seed,
                 logit_bias=dict(logit_bias or {}),
                 **sampling,
@@ -389,8 +403,18 @@ class Ensemble:
         return [symbol for symbol in symbols if symbol is not None]
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        """The bytes that symbols spell."""
-        return b"".join(self.generator.alignment.symbol_bytes(token) for token in tokens)
+        """The bytes that symbols spell.
+
+        Raises
+        ------
+        PromptError
+            There is no such symbol.
+        """
+        alignment = self.generator.alignment
+        try:
+            return b"".join(alignment.symbol_bytes(token) for token in tokens)
+        except IndexError as error:
+            raise PromptError(f"{error}; take symbols from tokenize") from None
 
     def token_eos(self) -> int:
         """The end symbol; -1 if no member has an end token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ class LlamaModel:
             self._handle = None
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():  # llama_cpp is already taken apart then
+            self.close()
 
     # -- what the file says ------------------------------------------------------------------
 
@@ -286,13 +288,13 @@ class LlamaModel:
         """
         size = len(text) + 8
         while True:
-            buffer = np.empty(size, np.int32)
-            pointer = ctypes.cast(buffer.ctypes.data, ctypes.POINTER(lib.llama_token))
+            size = 1 << size.bit_length()  # few sizes: ctypes keeps a type of each
+            buffer = (lib.llama_token * size)()
             n = lib.llama_tokenize(
-                self._vocab, text, len(text), pointer, size, False, parse_special
+                self._vocab, text, len(text), buffer, size, False, parse_special
             )
             if n >= 0:
-                ids: list[int] = buffer[:n].tolist()
+                ids: list[int] = buffer[:n]
                 return ids
             size = -n
 
@@ -359,7 +361,8 @@ class LlamaContext:
             self._handle = None
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():  # llama_cpp is already taken apart then
+            self.close()
 
     def _make_batch(self) -> None:
         """A llama_batch over NumPy arrays, so that filling it costs no ctypes call per token."""

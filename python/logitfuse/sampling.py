@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from logitfuse import _core
 from logitfuse.alignment import Alignment
@@ -35,10 +35,15 @@ class SamplingParams(BaseModel):
     frequency_penalty: float = Field(0.0, allow_inf_nan=False, description="per occurrence, nats")
     presence_penalty: float = Field(0.0, allow_inf_nan=False, description="once, nats")
     penalty_last_n: int = Field(64, ge=0, description="how many symbols penalties look back at")
-    seed: int | None = Field(None, ge=0, lt=2**64, description="a random one by default")
+    seed: int | None = Field(None, ge=0, lt=2**64, description="None or -1: a random one")
     logit_bias: dict[int | str | bytes, float] = Field(
         default_factory=dict, description="nats added to a symbol, by text, bytes or symbol id"
     )
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _random_seed(cls, seed: object) -> object:
+        return None if seed == -1 else seed
 
 
 def make_sampler(params: SamplingParams, alignment: Alignment) -> _core.Sampler:
@@ -74,7 +79,7 @@ def _biases(
                 raise FusionError(f"logit bias for symbol {key}: there are {len(alignment)}")
             found.append((key, value))
             continue
-        text = key.encode() if isinstance(key, str) else key
+        text = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
         symbol = alignment.lookup(text)
         if symbol is None:
             raise FusionError(

@@ -17,7 +17,7 @@ class ReplyText:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self._stops = [s.encode() for s in stop if s]
+        self._stops = [s.encode("utf-8", "surrogatepass") for s in stop if s]
         self._bytes = bytearray()
         self._given = 0  # bytes already handed out
         self._searched = 0  # bytes in which no stop string begins

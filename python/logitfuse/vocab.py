@@ -163,7 +163,9 @@ class Vocab:
         return self._core.prefix_range(prefix)
 
     def tokenize(self, text: bytes) -> list[int]:
-        """Token ids of a text, without special tokens, as a continuation of earlier text.
+        """Token ids of a text, without special tokens.
+
+        Some vocabularies put a space before every text; `join` of the ids then begins with it.
 
         Raises
         ------

@@ -304,6 +304,28 @@ TEST_CASE("block_max finds the max at every place, and of special values") {
   });
 }
 
+TEST_CASE("at_least: every length, NaN is none, -inf is where the threshold is") {
+  std::mt19937 random(19);
+  on_every_isa([&](const Kernels& k) {
+    bool right = true;
+    for (std::size_t n = 0; n <= 2 * kBlock + 5; ++n) {
+      Row x = normal_row(random, n, 4.0f);
+      for (std::size_t i = random() % 50; i < n; i += 50) x[i] = i % 3 == 0 ? -kInf : kNan;
+      for (const float threshold : {-kInf, -4.0f, 0.0f, 9.0f, n > 0 ? x[n / 2] : 0.0f, kInf}) {
+        std::vector<std::int32_t> want;
+        for (std::size_t i = 0; i < n; ++i) {
+          if (x[i] >= threshold) want.push_back(static_cast<std::int32_t>(i));
+        }
+        std::vector<std::int32_t> got(n + 1, -5);
+        const std::size_t count = k.at_least(x.data(), n, threshold, got.data());
+        right &= count == want.size() && std::equal(want.begin(), want.end(), got.begin()) &&
+                 got[n] == -5;
+      }
+    }
+    CHECK(right);
+  });
+}
+
 TEST_CASE("axpy rounds the product before the sum") {
   std::mt19937 random(13);
   on_every_isa([&](const Kernels& k) {

@@ -88,7 +88,7 @@ class TestTemplate:
     def test_refusal(
         self, templated: Callable[[str], LlamaModel], messages: list[dict[str, str]]
     ) -> None:
-        with pytest.raises(PromptError, match="templated.gguf.*must alternate"):
+        with pytest.raises(PromptError, match=r"templated\.gguf.*must alternate"):
             chat.render(templated(ALTERNATE), messages)
 
     def test_is_sandboxed(self, templated: Callable[[str], LlamaModel]) -> None:

@@ -170,7 +170,7 @@ def real(smollm2_path: Path, gemma3_path: Path) -> list[Member]:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestSync:
-    @settings(deadline=None, max_examples=12)
+    @settings(deadline=None, max_examples=40)
     @given(prompt=st.sampled_from([PROMPT, "def", CHINESE]), text=texts, lengths=sizes)
     def test_any_pieces(
         self, load: Load, name: str, prompt: str, text: bytes, lengths: list[int]

@@ -73,10 +73,8 @@ def test_only_the_possible_beginning_of_a_stop_is_held_back(
         if reply.stopped:
             break
         held = reply.text[len(given) :].encode() + reply.unfinished
-        assert not held or any(
-            stop.encode().startswith(held[:-1] if held == reply.unfinished else held)
-            for stop in [*stops, reply.unfinished.decode(errors="replace")]
-        )
+        begins_stop = any(stop.encode().startswith(held) for stop in stops)
+        assert begins_stop or held == reply.unfinished
 
 
 @given(text=texts, cuts=cuts)

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -29,6 +30,10 @@ struct Kernels {
   /// all.  NaN is skipped (it shows up in `sum_exp`); an empty or all-NaN range gives -inf.
   /// out: [ceil(n / kBlock)].
   float (*block_max)(const float* x, std::size_t n, float* out);
+
+  /// Writes the k with x[k] >= threshold, ascending, and returns how many there are; quick where
+  /// they are few.  NaN is none.  out: [n].
+  std::size_t (*at_least)(const float* x, std::size_t n, float threshold, std::int32_t* out);
 
   /// Sum of exp(x[k] - shift).  Valid: shift >= max(x), finite.  -inf adds 0; NaN gives NaN.
   /// Terms below the smallest normal float32 (x[k] - shift < -87.3365) add 0.

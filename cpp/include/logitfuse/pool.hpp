@@ -98,16 +98,17 @@ class Pool {
   struct Member {
     std::vector<Block> blocks;         // the spans of the vocabulary in pieces of kBlock
     std::vector<float> block_max;      // [blocks]
-    std::vector<float> ranked;         // scratch of the same size
+    std::vector<float> ranked;         // scratch: maxima of groups of blocks
+    std::vector<std::int32_t> chosen;  // scratch: blocks that may hold one of the `best`
     std::vector<Entry> best;           // the `top` best tokens
     std::vector<float> dense;          // [n_tokens], only after dense()
     const float* row = nullptr;        // null: absent
     float weight = 0.0F;
     float log_weight = 0.0F;
     float max = 0.0F;
-    double sum = 0.0;                  // of exp(logit - max)
-    double log_sum = 0.0;              // so that log p = logit - max - log_sum
-    float bound = 0.0F;                // log-prob that no token outside `best` exceeds
+    double sum = 0.0;      // of exp(logit - max)
+    double log_sum = 0.0;  // so that log p = logit - max - log_sum
+    float bound = 0.0F;    // log-prob that no token outside `best` exceeds
   };
 
   void measure(std::size_t m);

@@ -140,6 +140,25 @@ float block_max(const float* x, std::size_t n, float* out) {
   return best;
 }
 
+std::size_t at_least(const float* x, std::size_t n, float threshold, std::int32_t* out) {
+  std::size_t count = 0;
+  const auto collect = [&](std::size_t begin, std::size_t end) {
+    for (std::size_t k = begin; k < end; ++k) {  // no branch: nobody could predict it
+      out[count] = static_cast<std::int32_t>(k);
+      count += x[k] >= threshold ? 1 : 0;
+    }
+  };
+  std::size_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) {
+    std::int32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (std::size_t lane = 0; lane < kLanes; ++lane) any |= x[k + lane] >= threshold ? 1 : 0;
+    if (any != 0) collect(k, k + kLanes);
+  }
+  collect(k, n);
+  return count;
+}
+
 // A chunk is summed in float32, the chunks in float64.  Four rows are few enough to prove the bound
 // (8.1e-8 of exp, 2^-24 of each of two additions), many enough to make the conversion cheap.
 constexpr std::size_t kChunk = 4 * kLanes;
@@ -195,7 +214,8 @@ void axpy(float a, const float* x, std::size_t n, float* acc) {
   for (std::size_t k = 0; k < n; ++k) acc[k] += a * x[k];
 }
 
-constexpr Kernels kTable{LOGITFUSE_KERNELS_ISA, block_max, sum_exp, exp_shifted, log, axpy};
+constexpr Kernels kTable{LOGITFUSE_KERNELS_ISA, block_max, at_least, sum_exp,
+                         exp_shifted,           log,       axpy};
 
 }  // namespace
 

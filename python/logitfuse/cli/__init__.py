@@ -21,7 +21,7 @@ app = App(
     name="logitfuse",
     version=__version__,
     help="Several local GGUF language models answer as one.",
-    default_parameter=None,
+    help_format="plaintext",
 )
 for command in (run, chat, check, info, bench, demo):
     app.command(command)
@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output has left
         output.drop_stdout()
         code = 0
+    except OSError as error:  # the disk is full
+        output.drop_stdout()
+        output.fail(error)
+        code = 2
     else:
         code = 0
     sys.exit(code)

@@ -29,7 +29,11 @@ def stream_answer(
     fuse: Fuse, request: Request, *, quiet: bool = False, show_members: bool = False
 ) -> Answer:
     """Print an answer while it comes (unless `quiet`); what was generated is never lost."""
+    from logitfuse.member import MemberStats
+
     names = [member.name for member in fuse.members]
+    for member in fuse.members:
+        member.stats = MemberStats()  # of this answer
     answer = Answer()
     try:
         with closing(fuse.stream(request)) as chunks:

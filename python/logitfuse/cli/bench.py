@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.progress import Progress
+from cyclopts.validators import Number
 
 from logitfuse.cli import output
 from logitfuse.cli.check import SAMPLE
@@ -24,6 +24,9 @@ from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:
     from logitfuse.strategies.fuse import Fuse
+
+
+_POSITIVE = Number(gte=1)
 
 
 @dataclass
@@ -52,9 +55,9 @@ class Series:
 
 def bench(
     *,
-    n_prompt: Annotated[int, Parameter(name=["--n-prompt", "-p"])] = 128,
-    n_gen: Annotated[int, Parameter(name=["--n-gen", "-n"])] = 64,
-    repetitions: Annotated[int, Parameter(name=["--repetitions", "-r"])] = 3,
+    n_prompt: Annotated[int, Parameter(name=["--n-prompt", "-p"], validator=_POSITIVE)] = 128,
+    n_gen: Annotated[int, Parameter(name=["--n-gen", "-n"], validator=_POSITIVE)] = 64,
+    repetitions: Annotated[int, Parameter(name=["--repetitions", "-r"], validator=_POSITIVE)] = 3,
     form: Annotated[Literal["md", "csv", "json"], Parameter(name=["--output", "-o"])] = "md",
     json: Annotated[bool, Parameter(negative="")] = False,
     models: ModelOptions | None = None,
@@ -64,7 +67,7 @@ def bench(
     Members alone use as many threads as they have in the ensemble.  Overhead is all of the
     ensemble's time that is not spent waiting for llama_decode.
 
-    Examples::
+    Examples:
 
         logitfuse bench -m a.gguf -m b.gguf
 
@@ -116,7 +119,7 @@ def _measure(fuse: Fuse, n_prompt: int, n_gen: int, repetitions: int) -> list[Se
         )
         for i, g in enumerate(generators)
     ]
-    with Progress(console=output.err, transient=True) as bar:
+    with output.progress() as bar:
         task = bar.add_task("measuring", total=len(generators) * (repetitions + 1))
         for generator, result in zip(generators, series, strict=True):
             for run in range(repetitions + 1):

@@ -33,7 +33,7 @@ def chat(
 ) -> None:
     """Talk to the ensemble.  Ctrl-C stops an answer, Ctrl-D leaves.
 
-    Examples::
+    Examples:
 
         logitfuse chat -m a.gguf -m b.gguf
 
@@ -44,7 +44,7 @@ def chat(
     system
         System message.
     predict
-        Most tokens per answer; -1: until the end.
+        Most tokens per answer; 0 or less: until the end.
     show_members
         Behind each token, show what members that wanted another would have said.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,7 +52,7 @@ def check(
 ) -> None:
     """Tell whether models fit together: tokens, boundaries, templates, memory, bits per byte.
 
-    Examples::
+    Examples:
 
         logitfuse check -m a.gguf -m b.gguf
 
@@ -90,12 +89,7 @@ def check(
 
 def _read_text(path: Path | None) -> bytes:
     try:
-        if path is not None:
-            data = path.read_bytes()
-        elif not sys.stdin.isatty():
-            data = sys.stdin.buffer.read()
-        else:
-            data = b""
+        data = output.piped() if path is None else path.read_bytes()
         data.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the text: {error}") from None
@@ -153,7 +147,7 @@ def _score(config: FuseConfig, report: dict[str, Any], text: bytes) -> None:
     with output.working("loading the models"):
         fuse = build(config)
     try:
-        with Progress(console=output.err, transient=True) as bar:
+        with output.progress() as bar:
             for member, entry in zip(fuse.members, report["members"], strict=True):
                 task = bar.add_task(member.name)
                 score = score_text(member, text, partial(_show, bar, task))

@@ -20,7 +20,7 @@ def demo(
     *,
     chat: Annotated[bool, Parameter(negative="")] = False,
     predict: Annotated[int, Parameter(name=["--predict", "--n-predict", "-n"])] = 48,
-    weights: str | None = None,
+    weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     pool: str = "linear",
     show_members: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -31,7 +31,7 @@ def demo(
     SmolLM2-135M-Instruct (49,152 tokens, byte-level BPE) and Gemma-3-270m (262,144 tokens,
     SentencePiece); their sha256 is verified first.
 
-    Examples::
+    Examples:
 
         logitfuse demo "The capital of France is"
 
@@ -44,7 +44,7 @@ def demo(
     chat
         Put the prompt through every member's own chat template.
     predict
-        Most tokens to generate.
+        Most tokens to generate; 0 or less: until the end.
     weights
         Weights of the two, e.g. 0.6,0.4; equal by default.
     pool
@@ -71,7 +71,7 @@ def demo(
     request = Request(
         prompt=[{"role": "user", "content": prompt}] if chat else prompt,
         sampling=params,
-        max_tokens=predict,
+        max_tokens=predict if predict > 0 else None,
     )
     try:
         answer_once(fuse, request, load_s, json=json, show_members=show_members)

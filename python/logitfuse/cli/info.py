@@ -23,7 +23,7 @@ def info(
 ) -> None:
     """Show this installation, or what model files say.
 
-    Examples::
+    Examples:
 
         logitfuse info
 

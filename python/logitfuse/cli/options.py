@@ -34,7 +34,7 @@ class ModelOptions:
     ensemble: Annotated[Path | None, Parameter(name=["--ensemble", "-e"])] = None
     "TOML file that describes the ensemble, instead of -m and -hf."
 
-    weights: str | None = None
+    weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     "Weights in member order, e.g. 0.6,0.4; equal by default."
 
     pool: str | None = None
@@ -44,7 +44,7 @@ class ModelOptions:
     "boundary (default) or always."
 
     ctx_size: Annotated[str | None, Parameter(name=["--ctx-size", "-c"])] = None
-    "Context length, tokens; 0: what the model was trained for; default: that, or 4096 if less."
+    "Context length, tokens; 0: what the model was trained for; default: that, 4096 at most."
 
     threads: Annotated[str | None, Parameter(name=["--threads", "-t"])] = None
     "Threads per member; default: the cores divided among the members."
@@ -157,7 +157,7 @@ class SamplingOptions:
     "How far back penalties look, tokens; default: 64."
 
     seed: Annotated[int | None, Parameter(name=["--seed", "-s"])] = None
-    "Random seed; default: a random one."
+    "Random seed; -1: a random one (default)."
 
     logit_bias: Annotated[
         list[str], Parameter(name=["--logit-bias", "-l"], negative="", show_default=False)

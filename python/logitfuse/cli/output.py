@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from logitfuse.strategies.base import Step
+
+
+def _open_missing_streams() -> None:
+    """Whoever started us may have closed some (``<&-``, services)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def _width(stream: TextIO) -> int | None:
@@ -22,6 +32,7 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() else 160
 
 
+_open_missing_streams()
 #: Colour only on a terminal and without NO_COLOR; both are rich's own rules.
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=_width(sys.stderr))
 out = Console(highlight=False, soft_wrap=True, width=_width(sys.stdout))
@@ -29,12 +40,12 @@ out = Console(highlight=False, soft_wrap=True, width=_width(sys.stdout))
 
 def fail(error: Exception) -> None:
     """One line on stderr."""
+    message = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        message += " Quote a prompt of several words; repeat -m for every model."
     if isinstance(error, CycloptsError):
-        message = " ".join(str(error).split())
         message += " (see logitfuse --help)"
-    else:
-        message = " ".join(str(error).split())
-    sys.stderr.write(f"logitfuse: {message}\n")
+    sys.stderr.write(f"logitfuse: {' '.join(message.split())}\n")
 
 
 def note(message: str) -> None:
@@ -43,9 +54,15 @@ def note(message: str) -> None:
 
 
 def say(text: str) -> None:
-    """A piece of the answer, at once."""
-    sys.stdout.write(text)
+    """A piece of the answer, at once; what the stream's encoding lacks is escaped."""
+    encoding = sys.stdout.encoding
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def piped() -> bytes:
+    """What comes through a pipe; nothing from a terminal."""
+    return b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
 
 
 def drop_stdout() -> None:
@@ -58,9 +75,29 @@ def dump(data: Any) -> None:
     say(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def working(what: str) -> AbstractContextManager[Any]:
-    """A spinner on stderr while something takes long (terminals only)."""
-    return err.status(what)
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on stderr while something takes long (terminals only).
+
+    Ctrl-C ends the process at once: raised inside llama.cpp's log callback, where it usually falls
+    while a model loads, a KeyboardInterrupt would be lost.
+    """
+
+    def leave(*_: object) -> None:
+        err.show_cursor()
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        with err.status(what):
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def progress() -> Progress:
+    """Bars on stderr (terminals only), gone when all is done."""
+    return Progress(console=err, transient=True, disable=not err.is_terminal)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

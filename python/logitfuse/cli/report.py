@@ -100,11 +100,12 @@ def trace_entry(step: Step, names: list[str]) -> dict[str, Any]:
         "bytes": list(step.unit),
         "logprob": finite(step.logprob),
         "decision": step.decision,
-        "members": {
-            name: {
+        "members": [
+            {
+                "name": name,
                 "logprob": finite(logprob),
                 "wish": None if wish is None else wish.decode("utf-8", "replace"),
             }
             for name, logprob, wish in zip(names, step.member_logprobs, step.wishes, strict=True)
-        },
+        ],
     }

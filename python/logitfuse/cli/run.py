@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +38,7 @@ def run(
 ) -> None:
     """Answer one prompt; text from a pipe is put before it.
 
-    Examples::
+    Examples:
 
         logitfuse run "The capital of France is" -m a.gguf -m b.gguf -n 32 --temp 0
 
@@ -58,7 +57,7 @@ def run(
     system
         System message; implies --chat.
     predict
-        Most tokens to generate; -1: until the end.
+        Most tokens to generate; 0 or less: until the end.
     stop
         End before this string; repeat it.
     ignore_eos
@@ -113,12 +112,14 @@ def load(config: FuseConfig) -> tuple[Fuse, float]:
     load_s = time.perf_counter() - started
     for member, entry in zip(fuse.members, config.member, strict=True):
         gpu = f", {entry.n_gpu_layers} layers on GPU" if entry.n_gpu_layers else ""
-        output.note(f"{member.name}: n_ctx {member.n_ctx}, {member.context.n_threads} threads{gpu}")
+        output.note(f"{member.name}: n_ctx {member.n_ctx}, threads {member.context.n_threads}{gpu}")
     return fuse, load_s
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from the arguments, a file and a pipe, in the order pipe, file, argument.
+
+    The line break that ends a file or an `echo` is not part of the prompt (as in llama.cpp).
 
     Raises
     ------
@@ -127,15 +128,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     """
     parts = []
     try:
-        if not sys.stdin.isatty():
-            parts.append(sys.stdin.buffer.read().decode("utf-8"))
+        parts.append(output.piped().decode("utf-8"))
         if file is not None:
             parts.append(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"the prompt is not valid UTF-8: {error}") from None
     except OSError as error:
         raise ConfigError(f"cannot read the prompt: {error}") from None
-    parts.append(prompt or "")
+    parts = [part.removesuffix("\n").removesuffix("\r") for part in parts] + [prompt or ""]
     text = "\n".join(part for part in parts if part)
     if not text:
         raise ConfigError("the prompt is empty; give it as an argument, with -f or through a pipe")

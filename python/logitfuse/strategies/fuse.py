@@ -26,6 +26,9 @@ from logitfuse.strategies.base import (
 )
 from logitfuse.text import ReplyText
 
+#: Candidates per member that are listed, in turn, until no unlisted one could matter.
+_DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
+
 _DECISIONS: dict[_core.Decision, DecisionName] = {
     _core.Decision.open: "fused",
     _core.Decision.agree: "agree",
@@ -249,10 +252,13 @@ class Fuse:
         self, reply: ReplyText, sampler: _core.Sampler, request: Request
     ) -> tuple[_core.Fused, int]:
         """Pool and draw, listing more candidates until no unlisted one could matter."""
-        top = TOP
-        while True:
+        wanted = request.top_logprobs
+        for top in _DEPTHS:
             fused = self._pool.candidates(top, sampler.touched)
             sampler.process(fused)
+            listed = min(wanted, len(fused))
+            if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
+                continue  # an unlisted one may be among those that the caller wants to see
             while len(fused):
                 index = sampler.draw(fused)
                 if index < 0:
@@ -260,9 +266,7 @@ class Fuse:
                 if self._may_follow(reply, fused.symbol(index), request):
                     return fused, index
                 fused.forbid(index)
-            if top == _core.ALL:
-                raise FusionError("no symbol that may follow the text has any probability left")
-            top = min(8 * top, _core.ALL)
+        raise FusionError("no symbol that may follow the text has any probability left")
 
     def _may_follow(self, reply: ReplyText, symbol: int, request: Request) -> bool:
         """The text stays valid UTF-8, and does not end inside a character."""

@@ -1,0 +1,5 @@
+"""``python -m logitfuse``: the command line."""
+
+from logitfuse.cli import main
+
+main()

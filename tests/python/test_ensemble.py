@@ -1,0 +1,492 @@
+"""`Ensemble` quacks like `llama_cpp.Llama`: the same words, dictionaries and, alone, the same text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+from logitfuse import Ensemble, LogitfuseError
+from logitfuse.errors import ConfigError, ContextLengthError, FusionError, PromptError
+from logitfuse.llama import LlamaModel, _repacks_safely
+
+PROMPT = "Once upon a time"
+CHAT = [{"role": "user", "content": "Hello there"}]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+GENERATORS = ["gpt2", "llama-spm", "smol", "qwen2", "gemma3", "mamba", "lfm2"]
+#: llama-cpp-python's parameters that mean nothing here, or not yet.
+ABSENT = {
+    *("suffix", "grammar", "tfs_z", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
+    *("logits_processor", "stopping_criteria", "penalize_nl", "reset"),
+    *("functions", "function_call", "tools", "tool_choice", "response_format"),
+    *("prev_tokens", "special"),
+}
+Load = Callable[..., llama_cpp.Llama]
+
+
+@pytest.fixture
+def load_llama(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Load `llama_cpp.Llama` as a member is loaded.
+
+    llama-cpp-python always lets llama.cpp repack weights, which crashes builds by GCC 12 on CPUs
+    with AMX; `LlamaModel` knows better, so the other side of the comparison is given its choice.
+    """
+    defaults = llama_cpp.llama_cpp.llama_model_default_params
+
+    def like_ours() -> Any:
+        params = defaults()
+        params.use_extra_bufts = _repacks_safely()
+        return params
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", like_ours)
+    loaded = []
+
+    def load(path: Path, **options: Any) -> llama_cpp.Llama:
+        settings = {"n_ctx": 512, "n_batch": 512, "n_threads": 1, "n_threads_batch": 1}
+        loaded.append(
+            llama_cpp.Llama(str(path), flash_attn=True, verbose=False, **settings | options)
+        )
+        return loaded[-1]
+
+    yield load
+    for model in loaded:
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def one(tiny_models: Mapping[str, Path]) -> Iterator[Ensemble]:
+    with Ensemble(tiny_models["smol"], n_ctx=512, n_threads=1) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_models: Mapping[str, Path]) -> Iterator[Ensemble]:
+    with Ensemble([tiny_models["smol"], tiny_models["gemma3"]], n_threads=1) as ensemble:
+        yield ensemble
+
+
+def text(response: Any) -> str:
+    """The text of an answer, of either kind."""
+    choice = response["choices"][0]
+    return str(choice["text"] if "text" in choice else choice["message"]["content"])
+
+
+def streamed(chunks: Any) -> str:
+    """The text of a stream, of either kind."""
+    choices = [chunk["choices"][0] for chunk in chunks]
+    return "".join(
+        choice["text"] if "text" in choice else choice["delta"].get("content", "")
+        for choice in choices
+    )
+
+
+def keys(value: Any, path: str = "") -> set[str]:
+    """The dotted paths of all keys."""
+    if isinstance(value, Mapping):
+        return {f"{path}.{key}" for key in value}.union(
+            *(keys(item, f"{path}.{key}") for key, item in value.items())
+        )
+    if isinstance(value, list):
+        return set().union(*(keys(item, f"{path}[]") for item in value))
+    return set()
+
+
+class TestSameAsLlama:
+    @pytest.mark.parametrize("name", GENERATORS)
+    def test_one_member_says_what_the_model_says(
+        self, tiny_models: Mapping[str, Path], load_llama: Load, name: str
+    ) -> None:
+        llama = load_llama(tiny_models[name])
+        with Ensemble(tiny_models[name], n_ctx=512, n_threads=1) as ensemble:
+            for prompt in (PROMPT, "def f(x):\n    return", "Їжак 🙂 12345"):
+                expected = llama(prompt, temperature=0.0, max_tokens=32)
+                answer = ensemble(prompt, temperature=0.0, max_tokens=32)
+                assert text(answer) == text(expected)
+                assert answer["usage"] == expected["usage"]
+
+    @pytest.mark.parametrize("name", ["smollm2_path", "gemma3_path"])
+    def test_a_real_model_alone(
+        self, request: pytest.FixtureRequest, load_llama: Load, name: str
+    ) -> None:
+        path = request.getfixturevalue(name)
+        llama = load_llama(path)
+        with Ensemble(path, n_ctx=512, n_threads=1) as ensemble:
+            for prompt in ("The three largest cities of France are", "# Sort a list\ndef sort("):
+                expected = llama(prompt, temperature=0.0, max_tokens=32)
+                assert text(ensemble(prompt, temperature=0.0, max_tokens=32)) == text(expected)
+            if LlamaModel(path, vocab_only=True).chat_template is not None:
+                question = [{"role": "user", "content": "Why is the sky blue?"}]
+                wanted = {"messages": question, "temperature": 0.0, "max_tokens": 32}
+                answer = ensemble.create_chat_completion(**wanted)
+                expected = llama.create_chat_completion(**wanted)
+                assert text(answer) == text(expected)
+                assert answer["usage"] == expected["usage"]
+
+    @pytest.mark.parametrize(
+        "method",
+        ["create_completion", "__call__", "create_chat_completion", "generate", "tokenize"]
+        + ["detokenize", "n_vocab", "n_ctx", "token_eos", "token_bos", "reset", "close"],
+    )
+    def test_same_parameters_and_defaults(self, method: str) -> None:
+        theirs = inspect.signature(getattr(llama_cpp.Llama, method)).parameters
+        ours = inspect.signature(getattr(Ensemble, method)).parameters
+        extra = {"seed"} if method == "generate" else set()
+        assert set(theirs) - set(ours) <= ABSENT
+        assert set(ours) - set(theirs) == extra
+        assert [name for name in ours if name in theirs] == [
+            name for name in theirs if name in ours
+        ]
+        for name in set(ours) & set(theirs):
+            default = theirs[name].default
+            assert ours[name].default == (() if default == [] else default), name
+
+    @pytest.mark.parametrize("logprobs", [None, 1])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_same_keys_of_a_completion(
+        self,
+        one: Ensemble,
+        tiny_models: Mapping[str, Path],
+        load_llama: Load,
+        logprobs: int | None,
+        stream: bool,
+    ) -> None:
+        llama = load_llama(tiny_models["smol"], logits_all=True)
+        wanted = GREEDY | {"prompt": PROMPT, "logprobs": logprobs, "stream": stream}
+        ours, theirs = one.create_completion(**wanted), llama.create_completion(**wanted)
+        if stream:
+            ours, theirs = list(ours), list(theirs)
+            assert [keys(chunk) for chunk in ours] == [keys(chunk) for chunk in theirs]
+        else:
+            assert keys(ours) == keys(theirs)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_same_keys_of_a_chat(
+        self, one: Ensemble, tiny_models: Mapping[str, Path], load_llama: Load, stream: bool
+    ) -> None:
+        llama = load_llama(tiny_models["smol"])
+        wanted = GREEDY | {"messages": CHAT, "stream": stream}
+        ours, theirs = one.create_chat_completion(**wanted), llama.create_chat_completion(**wanted)
+        if stream:
+            ours, theirs = list(ours), list(theirs)
+            assert [keys(chunk) for chunk in ours] == [keys(chunk) for chunk in theirs]
+        else:
+            assert keys(ours) == keys(theirs)
+            assert text(ours) == text(theirs)
+
+    def test_same_logprobs(
+        self, one: Ensemble, tiny_models: Mapping[str, Path], load_llama: Load
+    ) -> None:
+        llama = load_llama(tiny_models["smol"], logits_all=True)
+        ours, theirs = (
+            model.create_completion(PROMPT, logprobs=3, **GREEDY)["choices"][0]["logprobs"]
+            for model in (one, llama)
+        )
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["text_offset"] == theirs["text_offset"]
+        # All logits of a batch are not computed as the last ones alone are.
+        np.testing.assert_allclose(ours["token_logprobs"], theirs["token_logprobs"], atol=0.1)
+        assert all(len(top) == 3 for top in ours["top_logprobs"])
+
+    def test_same_keys_of_chat_logprobs(
+        self, one: Ensemble, tiny_models: Mapping[str, Path], load_llama: Load
+    ) -> None:
+        llama = load_llama(tiny_models["smol"], logits_all=True)
+        wanted = GREEDY | {"messages": CHAT, "logprobs": True, "top_logprobs": 2}
+        answer = one.create_chat_completion(**wanted)
+        assert keys(answer) == keys(llama.create_chat_completion(**wanted))
+        for entry in answer["choices"][0]["logprobs"]["content"]:
+            assert bytes(entry["bytes"]).decode() == entry["token"]
+            assert entry["top_logprobs"][0]["logprob"] == entry["logprob"]  # greedy
+
+    def test_same_tokens(
+        self, one: Ensemble, tiny_models: Mapping[str, Path], load_llama: Load
+    ) -> None:
+        llama = load_llama(tiny_models["smol"])
+        marked = b"<|im_start|>user\nHello"
+        for options in ({}, {"add_bos": False}, {"special": True}):
+            assert one.tokenize(marked, **options) == llama.tokenize(marked, **options)
+        tokens = one.tokenize(PROMPT.encode())
+        symbols = one.generate(tokens, temp=0.0)
+        expected = llama.generate(tokens, temp=0.0)
+        assert [next(symbols) for _ in range(12)] == [next(expected) for _ in range(12)]
+        assert one.n_vocab() == llama.n_vocab()
+        assert one.n_ctx() == llama.n_ctx()
+        assert one.token_bos() == llama.token_bos()
+
+
+class TestAnswers:
+    def test_streaming_gives_the_same_text(self, pair: Ensemble) -> None:
+        wanted: dict[str, Any] = {"max_tokens": 24, "temperature": 1.2, "seed": 7}
+        assert streamed(pair(PROMPT, stream=True, **wanted)) == text(pair(PROMPT, **wanted))
+        assert streamed(pair(PROMPT, stream=True, echo=True, **wanted)) == text(
+            pair(PROMPT, echo=True, **wanted)
+        )
+        assert streamed(pair.create_chat_completion(CHAT, stream=True, **wanted)) == text(
+            pair.create_chat_completion(CHAT, **wanted)
+        )
+
+    def test_seeds(self, tiny_models: Mapping[str, Path]) -> None:
+        def answers(seed: int | None, *own: int | None) -> list[str]:
+            with Ensemble(tiny_models["smol"], n_threads=1, seed=seed) as ensemble:
+                return [text(ensemble(PROMPT, max_tokens=8, seed=one)) for one in own]
+
+        assert answers(3, None, None) == answers(None, 3, 3) == answers(4, 3, 3)
+        assert answers(3, None) != answers(4, None)
+        assert len(set(answers(-1, None, None, None))) > 1  # llama.cpp: a random one
+
+    def test_echo(self, pair: Ensemble) -> None:
+        plain, echoed = pair(PROMPT, **GREEDY), pair(PROMPT, echo=True, **GREEDY)
+        assert text(echoed) == PROMPT + text(plain)
+        assert echoed["usage"] == plain["usage"]
+
+    def test_logprobs_are_at_their_text(self, pair: Ensemble) -> None:
+        answer = pair(PROMPT, echo=True, logprobs=2, **GREEDY)
+        listed = answer["choices"][0]["logprobs"]
+        assert len(listed["tokens"]) == answer["usage"]["completion_tokens"] == 12
+        for token, offset in zip(listed["tokens"], listed["text_offset"], strict=True):
+            assert text(answer)[offset:].startswith(token)
+        assert all(p <= 0 for p in listed["token_logprobs"])
+
+    def test_usage(self, pair: Ensemble) -> None:
+        usage = pair(PROMPT, **GREEDY)["usage"]
+        prompt = len(pair.generator.members[0].tokenize_prompt(PROMPT))
+        assert usage == {
+            "prompt_tokens": prompt,
+            "completion_tokens": 12,
+            "total_tokens": prompt + 12,
+        }
+
+    def test_stop(self, pair: Ensemble) -> None:
+        whole = pair(PROMPT, **GREEDY)
+        word = text(whole)[3:6]
+        before = text(whole)[: text(whole).index(word)]
+        assert whole["choices"][0]["finish_reason"] == "length"
+        for stop in (word, [word], ("never said", word)):
+            answer = pair(PROMPT, stop=stop, **GREEDY)
+            assert text(answer) == before
+            assert answer["choices"][0]["finish_reason"] == "stop"
+            assert streamed(pair(PROMPT, stop=stop, stream=True, **GREEDY)) == before
+        for stop in (None, [], "", "\udcff"):  # a lone surrogate: no text, as from a shell
+            assert text(pair(PROMPT, stop=stop, **GREEDY)) == text(whole)
+
+    def test_no_limit_is_the_end_or_the_context(self, pair: Ensemble) -> None:
+        for limit in (None, 0, -1):
+            answer = pair(PROMPT, max_tokens=limit, temperature=0.0)
+            assert answer["usage"]["completion_tokens"] > 16
+            assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+    def test_logit_bias(self, pair: Ensemble) -> None:
+        best = next(iter(pair(PROMPT, logprobs=1, **GREEDY)["choices"][0]["logprobs"]["tokens"]))
+        assert not text(pair(PROMPT, logit_bias={best: -np.inf}, **GREEDY)).startswith(best)
+        assert text(pair(PROMPT, logit_bias={" the": 100.0}, **GREEDY)) == " the" * 12
+        (symbol,) = pair.tokenize(b" the", add_bos=False)
+        assert text(pair(PROMPT, logit_bias={symbol: 100.0}, **GREEDY)) == " the" * 12
+
+    def test_an_abandoned_stream_leaves_nothing_behind(self, pair: Ensemble) -> None:
+        expected = text(pair(PROMPT, **GREEDY))
+        with closing(pair("Something else", stream=True, **GREEDY)) as chunks:
+            next(chunks)
+        assert text(pair(PROMPT, **GREEDY)) == expected
+
+    def test_weights(self, tiny_models: Mapping[str, Path]) -> None:
+        paths = [tiny_models["smol"], tiny_models["gemma3"]]
+        for weights, alone in (([1, 0], paths[0]), ([0, 3], paths[1])):
+            with (
+                Ensemble(paths, weights=weights, n_threads=1) as both,
+                Ensemble(alone, n_threads=1) as single,
+            ):
+                answer = both(PROMPT, logprobs=1, **GREEDY)
+                assert text(answer) == text(single(PROMPT, **GREEDY))
+
+    def test_paths_alone_or_in_a_sequence(self, tiny_models: Mapping[str, Path]) -> None:
+        path = tiny_models["smol"]
+        answers = set()
+        for paths in (path, str(path), [path], (str(path),)):
+            with Ensemble(paths, n_threads=1) as ensemble:
+                answers.add(text(ensemble(PROMPT, **GREEDY)))
+        assert len(answers) == 1
+
+
+class TestChat:
+    def test_the_next_turn_reuses_what_was_read(self, pair: Ensemble) -> None:
+        pair.reset()
+        first = pair.create_chat_completion(CHAT, **GREEDY)
+        known = [member.n_tokens for member in pair.generator.members]
+        before = [member.stats.decoded_tokens for member in pair.generator.members]
+        turns = [
+            *CHAT,
+            {"role": "assistant", "content": text(first)},
+            {"role": "user", "content": "Go on"},
+        ]
+        second = pair.create_chat_completion(turns, **GREEDY)
+        for member, tokens, decoded in zip(pair.generator.members, known, before, strict=True):
+            # All but the template's end of the turn, where a token may be cut otherwise.
+            assert member.stats.reused_tokens >= tokens - 4
+            fresh = member.n_tokens - member.stats.reused_tokens
+            assert member.stats.decoded_tokens - decoded <= fresh + member.stats.rolled_back_tokens
+        pair.reset()
+        assert text(pair.create_chat_completion(turns, **GREEDY)) == text(second)
+
+    def test_every_member_reads_its_own_template(self, pair: Ensemble) -> None:
+        pair.create_chat_completion(CHAT, **GREEDY)
+        templated, plain = pair.generator.members
+        assert b"<|im_start|>user\nHello there<|im_end|>" in spelled(templated.tokens, templated)
+        assert b"User:\nHello there\n\nAssistant:\n" in spelled(plain.tokens, plain)
+
+
+def spelled(tokens: tuple[int, ...], member: Any) -> bytes:
+    """Tokens as text, special ones by their name."""
+    model = member.model
+    names = {t: n.encode() for n in ("<|im_start|>", "<|im_end|>") for t in tokenized(model, n)}
+    return b"".join(names.get(token) or member.vocab.token_bytes(token) for token in tokens)
+
+
+def tokenized(model: LlamaModel, name: str) -> list[int]:
+    """The one token that a special text is, or nothing."""
+    tokens = model.tokenize(name.encode(), parse_special=True)
+    return tokens if len(tokens) == 1 else []
+
+
+class TestSymbols:
+    def test_generate_ends_with_the_end(self, pair: Ensemble) -> None:
+        prompt = pair.tokenize(PROMPT.encode())
+        symbols = next(
+            found
+            for seed in range(20)
+            if (found := list(pair.generate(prompt, seed=seed)))[-1] == pair.token_eos()
+        )
+        assert pair.token_eos() not in symbols[:-1]
+        assert all(0 <= symbol < pair.n_vocab() for symbol in symbols)
+
+    def test_generate_says_what_a_completion_says(self, pair: Ensemble) -> None:
+        symbols = pair.generate(pair.tokenize(PROMPT.encode()), temp=0.0)
+        said = pair.detokenize([next(symbols) for _ in range(12)])
+        assert said.decode() == text(pair(PROMPT, **GREEDY))
+
+    def test_symbols_are_a_prompt(self, pair: Ensemble, one: Ensemble) -> None:
+        for ensemble in (pair, one):
+            symbols = ensemble.tokenize(PROMPT.encode())
+            assert ensemble.detokenize(symbols) == PROMPT.encode()
+            assert text(ensemble(symbols, echo=True, **GREEDY)) == text(
+                ensemble(PROMPT, echo=True, **GREEDY)
+            )
+
+    def test_different_vocabularies_share_no_special_tokens(self, pair: Ensemble) -> None:
+        assert pair.token_bos() == -1
+        with pytest.raises(PromptError, match="chat messages"):
+            pair.tokenize(b"<bos>", special=True)
+
+    def test_sizes(self, pair: Ensemble) -> None:
+        smol, gemma = pair.generator.members
+        assert pair.n_vocab() == len(pair.generator.alignment)
+        assert max(len(smol.vocab), len(gemma.vocab)) < pair.n_vocab()
+        assert pair.n_ctx() == min(smol.n_ctx, gemma.n_ctx)
+
+    @pytest.mark.parametrize("symbol", [-1, 10**9])
+    def test_unknown_symbols(self, pair: Ensemble, one: Ensemble, symbol: int) -> None:
+        for ensemble in (pair, one):
+            with pytest.raises(PromptError, match=str(symbol)):
+                ensemble([symbol])
+            with pytest.raises(PromptError, match=str(symbol)):
+                ensemble.detokenize([symbol])
+
+
+class TestRefusals:
+    def test_the_prompt_does_not_fit(self, tiny_models: Mapping[str, Path]) -> None:
+        paths = [tiny_models["smol"], tiny_models["gemma3"]]
+        with Ensemble(paths, n_ctx=[512, 256], n_threads=1) as ensemble:
+            assert ensemble.n_ctx() == 256
+            with pytest.raises(ContextLengthError, match="n_ctx=256") as caught:
+                ensemble("word " * 300)
+            assert caught.value.member == "gemma3"
+            assert caught.value.n_ctx == 256 < caught.value.n_tokens
+            assert text(ensemble(PROMPT, **GREEDY))  # it goes on
+
+    @pytest.mark.parametrize("prompt", ["", [], "\udcff"])
+    def test_prompts(self, pair: Ensemble, prompt: Any) -> None:
+        with pytest.raises(PromptError):
+            pair(prompt)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"temperature": float("nan")}, {"top_p": 2.0}, {"seed": -2}, {"repeat_penalty": 0.0}],
+    )
+    def test_sampling(self, pair: Ensemble, options: dict[str, float]) -> None:
+        with pytest.raises(ConfigError) as caught:
+            pair(PROMPT, **options)
+        assert caught.value.key == next(iter(options))
+
+    @pytest.mark.parametrize("bias", [{10**9: 1.0}, {"no single token": 1.0}, {"\udcff": 1.0}])
+    def test_bias(self, pair: Ensemble, bias: dict[Any, float]) -> None:
+        with pytest.raises(FusionError, match="bias"):
+            pair(PROMPT, logit_bias=bias)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"weights": [1, 2, 3]}, ConfigError, "2 models need as many weights, not 3"),
+            ({"weights": [0, 0]}, FusionError, "sum above 0"),
+            ({"weights": [1, -1]}, ConfigError, "member.1.weight"),
+            ({"weights": [1, np.nan]}, ConfigError, "member.1.weight"),
+            ({"n_ctx": [256]}, ConfigError, "n_ctx"),
+            ({"n_threads": [1, 0]}, ConfigError, "member.1.n_threads"),
+            ({"pool": "geometric"}, ConfigError, "log-linear"),
+            ({"gate": "open"}, ConfigError, "boundary"),
+            ({"floor": 1.0}, ConfigError, "floor"),
+        ],
+    )
+    def test_construction(
+        self,
+        tiny_models: Mapping[str, Path],
+        options: dict[str, Any],
+        error: type[Exception],
+        message: str,
+    ) -> None:
+        with pytest.raises(error, match=message):
+            Ensemble([tiny_models["smol"], tiny_models["gemma3"]], **options)
+
+    def test_no_models(self) -> None:
+        with pytest.raises(ConfigError, match="member"):
+            Ensemble([])
+
+
+class TestLifetime:
+    def test_closed(self, tiny_models: Mapping[str, Path]) -> None:
+        with Ensemble(tiny_models["smol"], n_threads=1) as ensemble:
+            ensemble(PROMPT, **GREEDY)
+        ensemble.close()  # a second time
+        assert ensemble.stats.steps == 12
+        assert "smol" in repr(ensemble)
+        for use in (lambda: ensemble(PROMPT), lambda: ensemble.tokenize(b"x"), ensemble.reset):
+            with pytest.raises(LogitfuseError, match="closed"):
+                use()
+
+    def test_reset_forgets_the_prompts(self, one: Ensemble) -> None:
+        (member,) = one.generator.members
+        for reset, reused in ((False, True), (True, False)):
+            one(PROMPT, **GREEDY)
+            before = member.stats.reused_tokens
+            if reset:
+                one.reset()
+            one(PROMPT, **GREEDY)
+            assert (member.stats.reused_tokens > before) == reused
+
+    def test_threads_are_divided_among_the_running(
+        self, tiny_models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("logitfuse.member.cores", lambda: 8)
+        paths = [tiny_models["smol"], tiny_models["gemma3"]]
+        for options, expected in (
+            ({}, [4, 4]),
+            ({"weights": [1, 0]}, [8, 8]),
+            ({"n_threads": 3}, [3, 3]),
+            ({"n_threads": [1, 2]}, [1, 2]),
+        ):
+            with Ensemble(paths, **options) as ensemble:
+                members = ensemble.generator.members
+                assert [member.context.n_threads for member in members] == expected
