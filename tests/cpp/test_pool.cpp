@@ -1,0 +1,346 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <numeric>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "logitfuse/error.hpp"
+#include "logitfuse/pool.hpp"
+#include "logitfuse/prefix_mass.hpp"
+#include "logitfuse/sampling.hpp"
+#include "support.hpp"
+
+using logitfuse::Decision;
+using logitfuse::Fused;
+using logitfuse::FusionError;
+using logitfuse::kAll;
+using logitfuse::kNone;
+using logitfuse::Pool;
+using logitfuse::PoolKind;
+using logitfuse::TokenKind;
+using support::align;
+using support::kInf;
+using support::kNaN;
+using support::Row;
+using support::vocab_of;
+
+using Ids = std::vector<std::int32_t>;
+
+namespace {
+
+std::size_t allocations = 0;
+
+}  // namespace
+
+// Every allocation of this program passes here and is counted.
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+Row log_of(std::vector<float> probabilities) {
+  for (float& p : probabilities) p = std::log(p);
+  return probabilities;
+}
+
+double probability(float logprob) { return std::exp(static_cast<double>(logprob)); }
+
+double sum_of(std::span<const float> logprobs) {
+  return std::accumulate(logprobs.begin(), logprobs.end(), 0.0,
+                         [](double sum, float logprob) { return sum + probability(logprob); });
+}
+
+float logprob_of(const Fused& fused, std::int32_t symbol) {
+  for (std::size_t k = 0; k < fused.size(); ++k) {
+    if (fused.symbols[k] == symbol) return fused.logprobs[k];
+  }
+  return -kInf;
+}
+
+void read(Pool& pool, const std::vector<Row>& rows, const std::vector<double>& weights) {
+  std::vector<const float*> pointers;
+  for (const Row& row : rows) pointers.push_back(row.empty() ? nullptr : row.data());
+  pool.read(pointers, weights);
+}
+
+// a b </s> <pad>   and   b c d; symbols: a b c d end
+std::shared_ptr<const logitfuse::Alignment> two_members() {
+  return align({vocab_of({{"a"}, {"b"}, {"</s>", TokenKind::end}, {"<pad>", TokenKind::control}}),
+                vocab_of({{"b"}, {"c"}, {"d"}})});
+}
+
+const std::vector<Row> kRows{log_of({0.5F, 0.25F, 0.25F, 9.0F}), log_of({0.5F, 0.25F, 0.25F})};
+
+constexpr PoolKind kKinds[] = {PoolKind::linear, PoolKind::log_linear};
+
+}  // namespace
+
+TEST_CASE("linear pool by hand") {
+  support::on_every_isa([](std::string_view isa) {
+    CAPTURE(isa);
+    Pool pool(two_members(), {});
+    read(pool, kRows, {3, 1});
+    const Fused& fused = pool.candidates(kAll);
+    CHECK(fused.symbols == Ids{0, 1, 4, 2, 3});
+    const double want[] = {0.375, 0.3125, 0.1875, 0.0625, 0.0625};
+    for (std::size_t k = 0; k < 5; ++k) {
+      CHECK(probability(fused.logprobs[k]) == doctest::Approx(want[k]).epsilon(1e-6));
+    }
+    CHECK(fused.member_logprobs[5] == -kInf);  // the second member has no "a"
+    CHECK(fused.outside == -kInf);
+    Row dense(5);
+    pool.dense(dense);
+    for (std::size_t k = 0; k < 5; ++k) {
+      const auto symbol = static_cast<std::size_t>(fused.symbols[k]);
+      CHECK(dense[symbol] == doctest::Approx(fused.logprobs[k]).epsilon(1e-6));
+    }
+  });
+}
+
+TEST_CASE("log-linear pool by hand") {
+  support::on_every_isa([](std::string_view isa) {
+    CAPTURE(isa);
+    Pool pool(two_members(), {PoolKind::log_linear, std::log(0.01F)});
+    read(pool, kRows, {1, 1});
+    const Fused& fused = pool.candidates(kAll);
+    const double roots[] = {std::sqrt(0.005), std::sqrt(0.125), std::sqrt(0.0025),
+                            std::sqrt(0.0025), std::sqrt(0.0025)};
+    const double total = std::accumulate(std::begin(roots), std::end(roots), 0.0);
+    for (std::int32_t symbol = 0; symbol < 5; ++symbol) {
+      CHECK(probability(logprob_of(fused, symbol)) ==
+            doctest::Approx(roots[symbol] / total).epsilon(1e-6));
+    }
+    CHECK_FALSE(fused.partial);
+  });
+}
+
+TEST_CASE("log-linear members that exclude each other") {
+  const auto vocab = vocab_of({{"a"}, {"b"}});
+  Pool pool(align({vocab, vocab}), {PoolKind::log_linear});
+  read(pool, {{0.0F, -kInf}, {-kInf, 0.0F}}, {1, 1});
+  CHECK_THROWS_AS(pool.candidates(1), FusionError);
+  Row dense(2);
+  CHECK_THROWS_AS(pool.dense(dense), FusionError);
+}
+
+TEST_CASE("a member of weight 0 is absent, and needs no row") {
+  for (const PoolKind kind : kKinds) {
+    Pool pool(two_members(), {kind});
+    read(pool, {kRows[0], {}}, {2, 0});
+    const Fused& fused = pool.candidates(kAll);
+    CHECK(fused.symbols == Ids{0, 1, 4});
+    CHECK(probability(fused.logprobs[0]) == doctest::Approx(0.5).epsilon(1e-6));
+    CHECK(std::isnan(fused.member_logprobs[3]));
+    Row dense(5);
+    pool.dense(dense);
+    CHECK(dense[2] == -kInf);
+  }
+}
+
+TEST_CASE("equal bytes are summed, and so are the ends") {
+  const auto vocab = vocab_of(
+      {{"a"}, {"a", TokenKind::byte}, {"b"}, {"<x>", TokenKind::end}, {"<y>", TokenKind::end}});
+  Pool pool(align({vocab}), {});
+  read(pool, {log_of({0.1F, 0.2F, 0.25F, 0.15F, 0.3F})}, {1});
+  const Fused& fused = pool.candidates(kAll);
+  CHECK(fused.symbols == Ids{3, 0, 2});
+  CHECK(probability(fused.logprobs[0]) == doctest::Approx(0.45).epsilon(1e-6));
+  CHECK(probability(fused.logprobs[1]) == doctest::Approx(0.3).epsilon(1e-6));
+  std::int32_t symbol = kNone;
+  CHECK(pool.decide(symbol) == Decision::agree);
+  CHECK(symbol == 3);
+}
+
+TEST_CASE("candidates are the best tokens, the end and what is asked for") {
+  Pool pool(two_members(), {});
+  read(pool, kRows, {1, 1});
+  CHECK(pool.candidates(1).symbols == Ids{1, 0, 4});
+  const Ids forced{3, 3, 1};
+  CHECK(pool.candidates(1, forced).symbols == Ids{1, 0, 3, 4});
+  CHECK(pool.candidates(1).outside >= std::log(0.125F));
+  for (const std::int32_t symbol : {-1, 5}) {
+    CHECK_THROWS_AS(pool.candidates(1, Ids{symbol}), FusionError);
+  }
+  CHECK_THROWS_AS(pool.candidates(0), FusionError);
+}
+
+TEST_CASE("decisions") {
+  const auto vocab = vocab_of({{"a"}, {"b"}, {"c"}});
+  Pool pool(align({vocab, vocab}), {});
+  std::int32_t symbol = 7;
+  read(pool, {log_of({0.4F, 0.3F, 0.3F}), log_of({0.5F, 0.1F, 0.4F})}, {1, 1});
+  CHECK(pool.decide(symbol) == Decision::agree);
+  CHECK(symbol == 0);
+  read(pool, {log_of({0.4F, 0.3F, 0.3F}), log_of({0.1F, 0.8F, 0.1F})}, {1, 1});
+  CHECK(pool.decide(symbol) == Decision::certain);
+  CHECK(symbol == 1);
+  read(pool, {log_of({0.4F, 0.3F, 0.3F}), log_of({0.1F, 0.6F, 0.3F})}, {1, 1});
+  CHECK(pool.decide(symbol) == Decision::open);
+  CHECK(symbol == kNone);
+  CHECK(pool.best(0) == 0);
+  CHECK(pool.best(1) == 1);
+}
+
+TEST_CASE("on random steps") {
+  std::mt19937 random(1);
+  for (int round = 0; round < 60; ++round) {
+    CAPTURE(round);
+    std::vector<support::SharedVocab> vocabs;
+    std::vector<Row> rows;
+    std::vector<double> weights;
+    const std::size_t members = 1 + random() % 3;
+    const float spread = round % 3 == 0 ? 1e30F : 4.0F;
+    for (std::size_t m = 0; m < members; ++m) {
+      vocabs.push_back(support::random_vocab(random, 1 + random() % 1000));
+      rows.push_back(support::random_row(random, *vocabs[m], spread));
+      weights.push_back(1.0 + static_cast<double>(random() % 5));
+    }
+    const auto alignment = align(vocabs);
+    for (const PoolKind kind : kKinds) {
+      Pool pool(alignment, {kind});
+      read(pool, rows, weights);
+      const Fused all = pool.candidates(kAll);
+      CHECK(all.outside == -kInf);
+      CHECK(sum_of(all.logprobs) == doctest::Approx(1.0).epsilon(1e-6));
+      Row dense(static_cast<std::size_t>(alignment->size()));
+      pool.dense(dense);
+      CHECK(sum_of(dense) == doctest::Approx(1.0).epsilon(1e-6));
+      const Fused& some = pool.candidates(static_cast<std::int32_t>(1 + random() % 20));
+      CHECK(std::is_sorted(some.logprobs.rbegin(), some.logprobs.rend()));
+      if (kind == PoolKind::linear) {
+        for (std::size_t k = 0; k < all.size(); ++k) {
+          const float listed = logprob_of(some, all.symbols[k]);
+          CHECK((listed == all.logprobs[k] || all.logprobs[k] <= some.outside));
+        }
+        std::int32_t decided = kNone;
+        if (pool.decide(decided) != Decision::open) {
+          CHECK(logprob_of(all, decided) >= all.logprobs[0] - 1e-6F);
+          CHECK(pool.score(decided).logprobs[0] == logprob_of(all, decided));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("same bits on every instruction set") {
+  std::mt19937 random(2);
+  std::vector<support::SharedVocab> vocabs;
+  std::vector<Row> rows;
+  for (const std::size_t size : {700U, 1500U}) {
+    vocabs.push_back(support::random_vocab(random, size));
+    rows.push_back(support::random_row(random, *vocabs.back()));
+  }
+  const auto alignment = align(vocabs);
+  for (const PoolKind kind : kKinds) {
+    std::vector<Fused> fused;
+    std::vector<Row> dense;
+    support::on_every_isa([&](std::string_view) {
+      Pool pool(alignment, {kind});
+      read(pool, rows, {1, 2});
+      fused.push_back(pool.candidates(40));
+      dense.emplace_back(static_cast<std::size_t>(alignment->size()));
+      pool.dense(dense.back());
+    });
+    for (std::size_t i = 1; i < fused.size(); ++i) {
+      CHECK(fused[i].symbols == fused[0].symbols);
+      CHECK(fused[i].logprobs == fused[0].logprobs);
+      CHECK(fused[i].member_logprobs == fused[0].member_logprobs);
+      CHECK(fused[i].outside == fused[0].outside);
+      CHECK(dense[i] == dense[0]);
+    }
+  }
+}
+
+TEST_CASE("after the first steps nothing is allocated") {
+  std::mt19937 random(3);
+  std::vector<support::SharedVocab> vocabs{support::random_vocab(random, 1000),
+                                           support::random_vocab(random, 3000)};
+  std::vector<std::vector<const float*>> steps;
+  std::vector<Row> rows;
+  rows.reserve(10);
+  for (int step = 0; step < 5; ++step) {
+    std::vector<const float*>& pointers = steps.emplace_back();
+    for (const auto& vocab : vocabs) {
+      pointers.push_back(rows.emplace_back(support::random_row(random, *vocab)).data());
+    }
+  }
+  const auto alignment = align(vocabs);
+  const std::vector<double> weights{1, 2};
+  const Ids forced{0, 5, 9};
+  Row dense(static_cast<std::size_t>(alignment->size()));
+  for (const PoolKind kind : kKinds) {
+    Pool pool(alignment, {kind});
+    logitfuse::Sampler sampler({}, {});
+    const auto run = [&] {
+      for (const auto& step : steps) {
+        std::int32_t symbol = kNone;
+        pool.read(step, weights);
+        pool.decide(symbol);
+        const Fused& fused = pool.candidates(64, forced);
+        (void)sampler.draw(fused);
+        symbol = fused.symbols[0];
+        (void)pool.score(symbol);
+        pool.dense(dense);
+        (void)logitfuse::boundary_probability(*vocabs[0], step[0], 0);
+      }
+    };
+    run();
+    const std::size_t before = allocations;
+    run();
+    CHECK(allocations == before);
+  }
+}
+
+TEST_CASE("the workspace of a failed step can be used again") {
+  Pool pool(two_members(), {});
+  read(pool, kRows, {1, 1});
+  const Fused before = pool.candidates(kAll);
+  CHECK_THROWS_AS(read(pool, {kRows[0], {kNaN, 0, 0}}, {1, 1}), FusionError);
+  read(pool, kRows, {1, 1});
+  CHECK(pool.candidates(kAll).logprobs == before.logprobs);
+}
+
+TEST_CASE("errors name the member") {
+  Pool pool(two_members(), {});
+  const auto fails = [&](const Row& row, const std::vector<double>& weights, int member,
+                         const char* what) {
+    try {
+      read(pool, {kRows[0], row}, weights);
+      FAIL("no error: " << what);
+    } catch (const FusionError& error) {
+      CHECK(error.member == member);
+      CHECK(std::string(error.what()).find(what) != std::string::npos);
+    }
+  };
+  fails({kNaN, 0, 0}, {1, 1}, 1, "NaN");
+  fails({kNaN, -kInf, -kInf}, {1, 1}, 1, "NaN");
+  fails({0, kInf, 0}, {1, 1}, 1, "+inf");
+  fails({-kInf, -kInf, -kInf}, {1, 1}, 1, "nothing but -inf");
+  fails({}, {1, 1}, 1, "no row");
+  fails(kRows[1], {1, -1}, 1, "weight of member 1");
+  fails(kRows[1], {std::nan(""), 1}, 0, "weight of member 0");
+  fails(kRows[1], {1}, FusionError::kNoMember, "expected 2 weights");
+  fails(kRows[1], {0, 0}, FusionError::kNoMember, "finite sum above 0");
+  CHECK_THROWS_AS(read(pool, {kRows[0]}, {1, 1}), FusionError);
+  Row short_row(4);
+  read(pool, kRows, {1, 1});
+  CHECK_THROWS_AS(pool.dense(short_row), FusionError);
+  for (const float floor : {1.0F, -kInf, kNaN}) {
+    CHECK_THROWS_AS(Pool(two_members(), {PoolKind::log_linear, floor}), FusionError);
+  }
+}
+
+TEST_CASE("weights are normalised") {
+  const std::vector<double> weights{1, 3};
+  CHECK(logitfuse::normalise_weights(weights, 2) == std::vector<double>{0.25, 0.75});
+  CHECK_THROWS_AS(logitfuse::normalise_weights(weights, 3), FusionError);
+}
