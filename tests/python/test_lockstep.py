@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -334,6 +335,15 @@ class TestSteps:
         assert twins.stats.decisions["agree"] > 100
         assert unequal.stats.decisions["certain"] > 5
 
+    def test_decisions_are_about_what_was_said(self, load: Load) -> None:
+        """Members that agree on something else have not agreed."""
+        twins = Fuse([load("gpt2"), load("gpt2", 1)])
+        steps = answer(twins, SamplingParams(temperature=0, logit_bias={" you": 5.0})).steps
+        for step in steps:
+            agreed = step.wishes == (step.unit, step.unit)
+            assert step.decision == ("agree" if agreed else "fused")
+        assert len({step.decision for step in steps}) == 2
+
     def test_stalled_member_abstains_and_comes_back(self, load: Load) -> None:
         """SmolLM2 cannot spell the byte f1."""
         fuse = Fuse([load("gpt2"), load("smol")], gate="always")
@@ -589,6 +599,24 @@ class TestInterruption:
         whole = answer(pair)
         self.interrupt(pair, failing, 5, interrupted, KeyboardInterrupt)
         assert answer(pair) == whole
+
+    def test_no_member_is_left_half_way(self, fused: Callable[..., Fuse]) -> None:
+        """The error waits for those that still decode."""
+        fuse = fused("gpt2", "llama-spm")
+        slow = fuse.members[1].context
+        original = slow.decode
+        done = []
+
+        def decode_slowly(*args: Any, **kwargs: Any) -> int:
+            time.sleep(0.02)
+            code = original(*args, **kwargs)
+            done.append(code)
+            return code
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slow, "decode", decode_slowly)
+            self.interrupt(fuse, 0, 0, lambda: -3, DecodeError)
+            assert len(done) == 2  # another prompt, and this one
 
     @pytest.mark.skipif(sys.platform == "win32", reason="cannot send itself a Ctrl-C")
     @pytest.mark.parametrize("names", [("gpt2",), ("gpt2", "llama-spm"), ("mamba", "gemma3")])

@@ -63,6 +63,7 @@ fragments = st.one_of(
         st.sampled_from(" \n\t-=a1я好\u2581🙂"),
         st.integers(1, 70),
     ),
+    st.text("'st \n", max_size=40),
     st.text(max_size=6),
 )
 texts = st.lists(fragments, max_size=6).map(lambda parts: "".join(parts)[:120].encode())
@@ -285,6 +286,17 @@ class TestBegin:
         member.begin(prompt)
         check_sync(member, fresh, prompt, ReplyText())
 
+    def test_far_behind_a_sliding_window(self, load: Load, tiny_models: Mapping[str, Path]) -> None:
+        """llama.cpp would claim that it can go back, whether it can or not."""
+        _, fresh = load("gemma3")
+        member = Member(tiny_models["gemma3"], n_batch=32, n_threads=1)
+        assert 0 < member.model.n_swa < 32
+        prompt = member.tokenize_prompt(4 * ENGLISH)
+        assert len(prompt) > 200
+        member.begin(prompt)
+        member.begin(prompt[:40])
+        check_sync(member, fresh, prompt[:40], ReplyText())
+
     @pytest.mark.parametrize("n_batch", [1, 2, 3, 64])
     def test_in_small_batches(
         self, load: Load, tiny_models: Mapping[str, Path], n_batch: int
@@ -368,8 +380,18 @@ class TestTail:
         for member in real:
             self.check(member, (8 * text).encode(), [5, 2, 1, 9])
 
+    @pytest.mark.parametrize("name", ["gpt2", "qwen2", "lfm2"])
+    def test_checks_itself(self, load: Load, name: str) -> None:
+        """A tail that begins with ``'st`` has a contraction in it that the whole has not."""
+        member, _ = load(name)
+        before = member.stats.full_tokenisations
+        text = "aaa'' asa' 'st    'tsst't'  aass '  tsaats ''t 'ss 'ssat't ta 'sta'attt''st"
+        self.check(member, 2 * text.encode(), [1])
+        assert member.stats.full_tokenisations > before
+
     @pytest.mark.parametrize("name", NAMES)
-    def test_is_used(self, load: Load, name: str) -> None:
+    @pytest.mark.parametrize("text", [ENGLISH, UKRAINIAN, CHINESE], ids=["en", "uk", "zh"])
+    def test_is_used(self, load: Load, name: str, text: str) -> None:
         """The check of the tail passes, and a step looks at a few bytes only."""
         member, _ = load(name)
         before = member.stats.full_tokenisations
@@ -381,11 +403,11 @@ class TestTail:
             patch.setattr(
                 member, "tokenize", lambda text: asked.append(len(text)) or tokenize(text)
             )
-            for piece in cut((6 * ENGLISH).encode(), [4]):
+            for piece in cut((6 * text).encode(), [4]):
                 reply.append(piece)
                 member._canonical(reply.complete)
         assert member.stats.full_tokenisations - before <= 2
-        assert sum(length > 100 for length in asked) <= 2
+        assert sum(length > 150 for length in asked) <= 2
 
     @staticmethod
     def check(member: Member, text: bytes, lengths: Sequence[int]) -> None:

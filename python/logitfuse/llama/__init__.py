@@ -1,0 +1,22 @@
+"""The one room that imports llama_cpp: load, tokenize, decode, rows.
+
+It drives llama.cpp through llama-cpp-python's low-level (ctypes) layer.  llama.cpp aborts the
+process on several kinds of misuse (ids out of range, batches over n_batch, ...): everything is
+checked here before the call.
+"""
+
+from llama_cpp import Llama
+
+from logitfuse.llama.backend import backend_info, last_log
+from logitfuse.llama.context import LlamaContext, Row
+from logitfuse.llama.model import LlamaModel, render_template
+
+__all__ = [
+    "Llama",
+    "LlamaContext",
+    "LlamaModel",
+    "Row",
+    "backend_info",
+    "last_log",
+    "render_template",
+]
