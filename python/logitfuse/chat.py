@@ -22,10 +22,13 @@ class ChatPrompt:
         Special tokens in it are to be recognised.
     stop : tuple of str
         What ends a reply besides the end tokens.
+    plain : bool
+        A transcript: the model has no template.
     """
 
     text: str
     stop: tuple[str, ...] = ()
+    plain: bool = False
 
 
 def render(model: LlamaModel, messages: Sequence[Mapping[str, Any]]) -> ChatPrompt:
@@ -43,7 +46,7 @@ def render(model: LlamaModel, messages: Sequence[Mapping[str, Any]]) -> ChatProm
     template = model.chat_template
     if template is None:
         turns = [f"{message['role'].capitalize()}:\n{message['content']}\n\n" for message in chat]
-        return ChatPrompt("".join(turns) + "Assistant:\n", ("\n\nUser:", "\nUser:\n"))
+        return ChatPrompt("".join(turns) + "Assistant:\n", ("\n\nUser:", "\nUser:\n"), True)
     try:
         return ChatPrompt(render_template(model, template, chat))
     except Exception as first:

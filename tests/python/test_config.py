@@ -173,7 +173,7 @@ class TestProblems:
 
         monkeypatch.setattr(logitfuse.Member, "close", count)
         entries = [{"model": tiny_models["smol"]}, {"model": tmp_path / "nope.gguf"}]
-        with pytest.raises(ModelNotFoundError, match="nope.gguf") as caught:
+        with pytest.raises(ModelNotFoundError, match=r"nope\.gguf") as caught:
             build(parse_config({"member": entries}))
         assert caught.value.path == tmp_path / "nope.gguf"
         assert closed == ["smol"]

@@ -58,7 +58,7 @@ def test_set_isa(isa: str) -> None:
 
 def test_set_isa_to_an_unknown_name_changes_nothing() -> None:
     before = _core.isa()
-    with pytest.raises(ValueError, match="'sse9' is unknown .* available: baseline"):
+    with pytest.raises(ValueError, match=r"'sse9' is unknown .* available: baseline"):
         _core.set_isa("sse9")
     assert _core.isa() == before
 

@@ -416,7 +416,9 @@ class TestParameters:
         with pytest.raises(ValidationError, match=name):
             SamplingParams(**{name: value})
 
-    @pytest.mark.parametrize("options", [{"temprature": 1}, {"seed": 2**64}, {"penalty_last_n": -1}])
+    @pytest.mark.parametrize(
+        "options", [{"temprature": 1}, {"seed": 2**64}, {"penalty_last_n": -1}]
+    )
     def test_names_and_counts_are_checked(self, options: Any) -> None:
         with pytest.raises(ValidationError):
             SamplingParams(**options)

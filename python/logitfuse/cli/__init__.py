@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ for command in (run, chat, check, info, bench, demo):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exit 0, or 2 with one line on stderr, or 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("logitfuse").addHandler(output.NoteHandler())
     try:
         app(tokens, exit_on_error=False, print_error=False)
     except (CycloptsError, LogitfuseError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -14,9 +14,6 @@ from logitfuse.cli.report import run_report, run_tables
 from logitfuse.cli.run import load
 from logitfuse.errors import LogitfuseError
 from logitfuse.strategies.base import Request
-
-if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
 
 _HELP = "/stats: what the last answer took   /reset: start anew   /exit: leave (or Ctrl-D)"
 
@@ -53,7 +50,6 @@ def chat(
     params = sampling.params(config.sampling)
     fuse, load_s = load(config)
     output.note(_HELP)
-    note_templates(fuse)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     try:
@@ -81,15 +77,6 @@ def chat(
                 messages.append({"role": "assistant", "content": answer.text})
     finally:
         fuse.close()
-
-
-def note_templates(fuse: Fuse) -> None:
-    """Say which members have no chat template."""
-    for member in fuse.members:
-        if member.model.chat_template is None:
-            output.note(
-                f"{member.name} has no chat template (a base model?): it reads a plain transcript"
-            )
 
 
 def _ask() -> str | None:

@@ -7,7 +7,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from logitfuse.cli import output
-from logitfuse.cli.chat import note_templates
 from logitfuse.cli.options import ModelOptions, SamplingOptions
 from logitfuse.cli.run import answer_once, load
 from logitfuse.demo_models import DEMO_MODELS, demo_path
@@ -64,9 +63,7 @@ def demo(
     config = config.model_copy(update={"member": members})
     params = (sampling or SamplingOptions()).params(SamplingParams(temperature=0))
     fuse, load_s = load(config)
-    if chat:
-        note_templates(fuse)
-    elif not json:
+    if not (chat or json):
         output.say(prompt)
     request = Request(
         prompt=[{"role": "user", "content": prompt}] if chat else prompt,

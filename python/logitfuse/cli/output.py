@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -51,6 +52,14 @@ def fail(error: Exception) -> None:
 def note(message: str) -> None:
     """A remark on stderr."""
     err.print(Text(message, style="dim"))
+
+
+class NoteHandler(logging.Handler):
+    """Shows the package's warnings as remarks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        note(record.getMessage())
 
 
 def say(text: str) -> None:

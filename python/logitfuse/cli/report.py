@@ -77,9 +77,9 @@ def run_tables(report: dict[str, Any]) -> Group:
         ),
     )
     times = report["timings"]
-    total = max(times["total_s"], 1e-9)
+    answering = max(times["total_s"] - times["prefill_s"], 1e-9)
     spent = ", ".join(
-        f"{key[:-2]} {times[key]:.2f} s ({percent(times[key] / total)})"
+        f"{key[:-2]} {times[key]:.2f} s ({percent(times[key] / answering)})"
         for key in ("decode_s", "sync_s", "fuse_s")
     )
     decisions = ", ".join(f"{name} {n}" for name, n in report["decisions"].items())

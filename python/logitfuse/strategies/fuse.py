@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from logitfuse.text import ReplyText
 
 #: Candidates per member that are listed, in turn, until no unlisted one could matter.
 _DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
+
+_log = logging.getLogger("logitfuse")
 
 _DECISIONS: dict[_core.Decision, DecisionName] = {
     _core.Decision.open: "fused",
@@ -135,6 +138,7 @@ class Fuse:
         vocabs = [members[i].vocab for i in self._running]
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
         self._gate = GATES["always" if self._one_vocab else gate]
+        self._noticed: set[Member] = set()
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
             for member in self.members
@@ -207,6 +211,11 @@ class Fuse:
             text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
             return member.tokenize_prompt(text), ()
         rendered = chat.render(member.model, prompt)
+        if rendered.plain and member not in self._noticed:
+            self._noticed.add(member)
+            _log.warning(
+                "%s has no chat template (a base model?): it reads a plain transcript", member.name
+            )
         return member.tokenize_prompt(rendered.text), rendered.stop
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
