@@ -143,9 +143,7 @@ class TestRun:
         for step in trace:
             assert [member["name"] for member in step["members"]] == ["smol", "gemma3"]
             wishes = {member["name"]: member["wish"] for member in step["members"]}
-            dissenters += [
-                name for name, wish in wishes.items() if wish not in (None, step["text"])
-            ]
+            dissenters += [n for n, wish in wishes.items() if wish not in (None, step["text"])]
         shown = ok("run", PROMPT, "--show-members", *greedy)
         assert dissenters
         for name in ("smol", "gemma3"):
@@ -159,15 +157,15 @@ class TestRun:
         given = run_json(PROMPT, *greedy, "--weights", "3,1")["members"]
         assert [member["weight"] for member in given] == [0.75, 0.25]
 
-    def test_pool_and_gate(self, greedy: list[str | Path], said: str) -> None:
+    def test_pool_and_gate(
+        self, pair: list[str | Path], greedy: list[str | Path], said: str
+    ) -> None:
         assert run_json(PROMPT, *greedy, "--pool", "linear", "--gate", "boundary")["text"] == said
         assert run_json(PROMPT, *greedy, "--pool", "log-linear")["text"] != said
-        options = [*greedy, "-n", "64", "--ignore-eos"]
-        options.remove("8")
-        options.remove("-n")
-        always = run_json(PROMPT, *options, "--gate", "always")["members"]
+        longer = [PROMPT, *pair, "--temp", "0", "-n", "64", "--ignore-eos"]
+        always = run_json(*longer, "--gate", "always")["members"]
         assert [member["voted_share"] for member in always] == [1, 1]
-        careful = run_json(PROMPT, *options)["members"]
+        careful = run_json(*longer)["members"]
         assert min(member["voted_share"] for member in careful) < 1
 
     def test_an_ensemble_file(
@@ -215,7 +213,7 @@ class TestRun:
         )
         assert first == again != other
 
-    def test_logit_bias(self, greedy: list[str | Path], said: str) -> None:
+    def test_logit_bias(self, greedy: list[str | Path]) -> None:
         assert ok("run", PROMPT, *greedy, "-l", " the=100") == " the" * 8 + "\n"
         first = run_json(PROMPT, "--show-members", *greedy)["trace"][0]["text"]
         assert not run_json(PROMPT, *greedy, "-l", f"{first}=-inf")["text"].startswith(first)
@@ -232,7 +230,7 @@ class TestRun:
 
 
 class TestChat:
-    def test_a_conversation_from_a_pipe(self, smol: Path, greedy: list[str | Path]) -> None:
+    def test_a_conversation_from_a_pipe(self, greedy: list[str | Path]) -> None:
         talk = "Hello\n/stats\n\n/unknown\nGo on\n/stats\n/reset\nHello\n/exit\nnever read\n"
         done = logitfuse("chat", *greedy, stdin=talk)
         assert done.returncode == 0
@@ -255,7 +253,7 @@ class TestChat:
         assert done.stdout == ok("chat", *greedy, stdin="Hello\n")
 
     def test_on_a_terminal(self, smol: Path) -> None:
-        # 200 tokens that the model cannot end by itself take long enough to be interrupted.
+        # An answer of one word, so probable that only a full context ends it.
         arguments = ["-m", "logitfuse", "chat", "-m", str(smol), "-t", "1", "-c", "65536"]
         arguments += ["--temp", "0", "-l", " the=100"]
         child = pexpect.spawn(
@@ -311,7 +309,8 @@ class TestCheck:
                 ([], None),
             )
         )
-        assert [member["scored_bytes"] for member in read["members"]] == [31, 34]
+        # The first token is given, not predicted; gemma3 begins with a token of its own.
+        assert [member["scored_bytes"] for member in read["members"]] == [33, 34]
         assert [member["bits_per_byte"] for member in read["members"]] == [
             member["bits_per_byte"] for member in piped["members"]
         ]
@@ -353,7 +352,8 @@ class TestOtherCommands:
         table = [line for line in ok("bench", *tiny).splitlines() if line.startswith("|")]
         assert [line.split("|")[1].strip() for line in table[2:]] == names
 
-    def test_demo(self, smollm2_path: Path, gemma3_path: Path) -> None:
+    @pytest.mark.usefixtures("smollm2_path", "gemma3_path")
+    def test_demo(self) -> None:
         prompt = "The three largest cities of France are"
         done = logitfuse("demo", "-n", "8")
         report = json.loads(ok("demo", "-n", "8", "--json"))
@@ -392,7 +392,7 @@ class TestErrors:
             (["--tmep", "1"], "Did you mean --temp?"),
             (["extra words"], "Quote a prompt of several words"),
             (["-ngl", "abc"], "--n-gpu-layers takes numbers separated by commas, not 'abc'"),
-            (["-n", "many"], 'unable to convert "many" into int'),
+            (["-b", "many"], 'unable to convert "many" into int'),
             (["--temp", "-1"], "sampling.temperature"),
             (["--top-p", "2"], "sampling.top_p"),
             (["-l", "the"], "--logit-bias takes TEXT=BIAS, not 'the'"),
@@ -484,16 +484,16 @@ class TestInterruptions:
         assert report["finish_reason"] == "interrupted"
         assert report["tokens"] > 0
         whole = run_json(*endless, "-n", str(report["tokens"]))
-        assert whole["text"].startswith(report["text"].rstrip("\ufffd"))
         assert report["text"]
+        assert whole["text"].startswith(report["text"])
 
     def test_ctrl_c_while_a_model_loads(self, greedy: list[str | Path]) -> None:
         code = (
             "import os, signal, sys\n"
-            "from logitfuse import llama\n"
+            "from logitfuse.llama import backend\n"
             "from logitfuse.cli import main\n"
             "leave = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
-            "llama._keep_log = llama.lib.llama_log_callback(leave)\n"
+            "backend._keep_log = backend.lib.llama_log_callback(leave)\n"
             "main(sys.argv[1:])\n"
         )
         done = start(sys.executable, "-c", code, "run", PROMPT, *greedy)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from logitfuse import Ensemble, LogitfuseError, TokenKind
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, PromptError
-from logitfuse.llama import LlamaModel, _repacks_safely
+from logitfuse.llama import LlamaModel
+from logitfuse.llama.backend import repacks_safely
 from logitfuse.member import MemberStats
 
 PROMPT = "Once upon a time"
@@ -46,7 +47,7 @@ def load_llama(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     def like_ours() -> Any:
         params = defaults()
-        params.use_extra_bufts = _repacks_safely()
+        params.use_extra_bufts = repacks_safely()
         return params
 
     monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", like_ours)

@@ -291,7 +291,7 @@ class TestBegin:
         _, fresh = load("gemma3")
         member = Member(tiny_models["gemma3"], n_batch=32, n_threads=1)
         assert 0 < member.model.n_swa < 32
-        prompt = member.tokenize_prompt(4 * ENGLISH)
+        prompt = member.tokenize_prompt(8 * ENGLISH)
         assert len(prompt) > 200
         member.begin(prompt)
         member.begin(prompt[:40])

@@ -233,4 +233,4 @@ class TestErrors:
         assert inspect.getdoc(error)
         bases = {base.__name__ for base in error.__bases__}
         assert bases == (({parent} if parent else set()) | builtins or {"Exception"})
-        assert attributes <= set(inspect.signature(error).parameters)
+        assert attributes <= set(inspect.signature(error.__init__).parameters)

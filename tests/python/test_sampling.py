@@ -136,7 +136,8 @@ class TestFilter:
         got = chosen(sampler(**filters), fused)
         assert got is not None
         assert got[0] == kept
-        np.testing.assert_allclose(got[1], p, rtol=1e-5, atol=1e-37)
+        # Exponents are float32 down to -87, where the probabilities end.
+        np.testing.assert_allclose(got[1], p, rtol=2e-5, atol=1e-37)
 
     @pytest.mark.parametrize("pool", POOLS)
     @given(seed=seeds, filters=filter_options, top=st.integers(1, 64))
@@ -153,7 +154,9 @@ class TestFilter:
         short = chosen(sampler(**filters), candidates(step, top, pool))
         if short is not None:
             assert short[0] == kept
-            np.testing.assert_allclose(short[1], whole[1], rtol=2e-6)
+            # The log-linear normalisers differ, and so does the rounding, which cold magnifies.
+            rtol = 2e-5 / (filters["temperature"] or 1)
+            np.testing.assert_allclose(short[1], whole[1], rtol=rtol, atol=1e-37)
 
     @given(steps(), st.sampled_from(POOLS), st.integers(1, 12))
     def test_greedy_from_a_short_list_is_the_best_of_all(

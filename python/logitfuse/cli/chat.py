@@ -81,9 +81,9 @@ def chat(
 
 def _ask() -> str | None:
     """The next line of the user; None at the end of the input."""
-    if sys.stdin.isatty():
-        output.err.print("[bold]>[/bold] ", end="")
     try:
+        if sys.stdin.isatty():
+            output.err.print("[bold]>[/bold] ", end="")
         return input().strip()
     except EOFError:
         return None
