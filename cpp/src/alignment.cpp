@@ -48,13 +48,13 @@ void Alignment::merge() {
     if (read(head)) heads.push_back(head);
   }
   while (!heads.empty()) {
-    const Head least = *std::min_element(
-        heads.begin(), heads.end(), [](const Head& a, const Head& b) {
+    const Head least =
+        *std::min_element(heads.begin(), heads.end(), [](const Head& a, const Head& b) {
           return a.key != b.key ? a.key < b.key : a.bytes < b.bytes;
         });
     const auto symbol = static_cast<std::int32_t>(symbol_owner_.size());
-    symbol_owner_.push_back({static_cast<std::int32_t>(least.member),
-                             vocab(least.member).sorted()[least.pos]});
+    symbol_owner_.push_back(
+        {static_cast<std::int32_t>(least.member), vocab(least.member).sorted()[least.pos]});
     for (std::size_t h = 0; h < heads.size();) {
       Head& head = heads[h];
       bool more = true;

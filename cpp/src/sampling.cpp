@@ -30,10 +30,10 @@ Sampler::Sampler(SamplingOptions options, std::vector<Bias> biases)
   check(options_.min_p >= 0.0F && options_.min_p <= 1.0F, "min_p", options_.min_p, "in [0, 1]");
   check(options_.typical_p > 0.0F && options_.typical_p <= 1.0F, "typical_p", options_.typical_p,
         "in (0, 1]");
-  check(options_.repeat_penalty > 0.0F && std::isfinite(options_.repeat_penalty),
-        "repeat_penalty", options_.repeat_penalty, "above 0");
-  check(std::isfinite(options_.frequency_penalty), "frequency_penalty",
-        options_.frequency_penalty, "finite");
+  check(options_.repeat_penalty > 0.0F && std::isfinite(options_.repeat_penalty), "repeat_penalty",
+        options_.repeat_penalty, "above 0");
+  check(std::isfinite(options_.frequency_penalty), "frequency_penalty", options_.frequency_penalty,
+        "finite");
   check(std::isfinite(options_.presence_penalty), "presence_penalty", options_.presence_penalty,
         "finite");
   for (const Bias& bias : biases_) {
@@ -87,8 +87,8 @@ void Sampler::process(Fused& fused) const {
   const double rest = whole ? 0.0 : std::max(0.0, 1.0 - listed);
   const auto log_rest = static_cast<float>(log_of(rest));
   const float peak = std::max(max, log_rest);
-  const double total = kernels().sum_exp(logits.data(), n, peak) +
-                       static_cast<double>(exp_of(log_rest - peak));
+  const double total =
+      kernels().sum_exp(logits.data(), n, peak) + static_cast<double>(exp_of(log_rest - peak));
   const double log_z = static_cast<double>(peak) + log_of(total);
 
   std::vector<std::int32_t> order;
@@ -110,8 +110,7 @@ void Sampler::process(Fused& fused) const {
   }
   for (std::size_t m = 0; m < members; ++m) {
     for (const std::int32_t k : order) {
-      sorted.member_logprobs.push_back(
-          fused.member_logprobs[m * n + static_cast<std::size_t>(k)]);
+      sorted.member_logprobs.push_back(fused.member_logprobs[m * n + static_cast<std::size_t>(k)]);
     }
   }
   sorted.outside = static_cast<float>(static_cast<double>(fused.outside) - log_z);

@@ -103,10 +103,10 @@ std::pair<std::size_t, std::size_t> Vocab::prefix_range(std::string_view prefix)
   const auto first = std::lower_bound(
       sorted_.begin(), sorted_.end(), prefix,
       [this](std::int32_t id, std::string_view value) { return bytes(id) < value; });
-  const auto last = std::upper_bound(
-      first, sorted_.end(), prefix, [this](std::string_view value, std::int32_t id) {
-        return value < bytes(id).substr(0, value.size());
-      });
+  const auto last = std::upper_bound(first, sorted_.end(), prefix,
+                                     [this](std::string_view value, std::int32_t id) {
+                                       return value < bytes(id).substr(0, value.size());
+                                     });
   return {static_cast<std::size_t>(first - sorted_.begin()),
           static_cast<std::size_t>(last - sorted_.begin())};
 }

@@ -84,7 +84,7 @@ class TestTemplate:
         rendered = chat.render(templated(PLAIN), [SYSTEM, USER]).text
         assert rendered == "[system] Be brief.\n[user] Why?\n[assistant] "
 
-    @pytest.mark.parametrize("messages", [[USER, USER], [SYSTEM, USER, USER]])
+    @pytest.mark.parametrize("messages", [[USER, USER], [SYSTEM, USER, USER], [ASSISTANT]])
     def test_refusal(
         self, templated: Callable[[str], LlamaModel], messages: list[dict[str, str]]
     ) -> None:

@@ -249,13 +249,12 @@ class TestWeights:
         alone = answer(fused(name))
         assert answer(fused(other, name, weights=[0, 1])).units == alone.units
 
-    def test_absent_member_does_not_see_the_prompt(self, tiny_models: Models, load: Load) -> None:
-        """Its context may be too short, and its chat template has no say."""
+    def test_absent_member_does_not_see_the_prompt(self, load: Load, tiny_models: Models) -> None:
+        """Its context may be too short, and the end of its transcript stops nothing."""
         short = Member(tiny_models["gpt2"], n_ctx=256, n_threads=1)
-        chat_prompt = [{"role": "user", "content": 300 * " long"}]
-        fuse = Fuse([short, load("smol")], weights=[0, 1])
-        text = answer(fuse, prompt=chat_prompt).text
-        assert text == answer(Fuse([load("smol")]), prompt=chat_prompt).text
+        fuse = Scripted([short, load("smol")], weights=[0, 1], script="Hi\nUser:\nMore")
+        prompt = [{"role": "user", "content": 300 * " long"}]
+        assert answer(fuse, prompt=prompt, max_tokens=13).text == "Hi\nUser:\nMore"
 
     @pytest.mark.parametrize(
         ("weights", "message"),

@@ -114,6 +114,7 @@ class Pool {
   void measure(std::size_t m);
   void select(std::size_t m, std::int32_t top);
   void gather(std::size_t m);
+  [[noreturn]] static void fail_excluded();
   void combine();
   void combine_linear();
   void combine_log_linear();

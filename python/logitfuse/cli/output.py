@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -84,24 +83,9 @@ def dump(data: Any) -> None:
     say(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """A spinner on stderr while something takes long (terminals only).
-
-    Ctrl-C ends the process at once: raised inside llama.cpp's log callback, where it usually falls
-    while a model loads, a KeyboardInterrupt would be lost.
-    """
-
-    def leave(*_: object) -> None:
-        err.show_cursor()
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        with err.status(what):
-            yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def working(what: str) -> AbstractContextManager[Any]:
+    """A spinner on stderr while something takes long (terminals only)."""
+    return err.status(what)
 
 
 def progress() -> Progress:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
@@ -39,6 +42,26 @@ def last_log() -> str:
     """llama.cpp's complaint since `forget_log`."""
     lines = [line for line in _log_lines if "failed" in line or "error" in line.lower()]
     return (lines or list(_log_lines) or ["it gives no reason"])[0].rstrip(".")
+
+
+def call_aside(
+    make: Callable[[], Any], *, free: Callable[[Any], object], cancel: Callable[[], object] = bool
+) -> Any:
+    """Let llama.cpp make something in a thread of its own, so that Ctrl-C is not lost.
+
+    While llama.cpp works it calls our log callback, and a KeyboardInterrupt raised in there goes
+    nowhere.  Here it is raised in the calling thread: `cancel` asks for an early end, and what was
+    made all the same is freed.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="logitfuse-load") as thread:
+        future = thread.submit(make)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            cancel()
+            if handle := future.result():
+                free(handle)
+            raise
 
 
 def backend_info() -> dict[str, str | bool | int]:

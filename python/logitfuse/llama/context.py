@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse.errors import ModelLoadError
-from logitfuse.llama.backend import forget_log, last_log
+from logitfuse.llama.backend import call_aside, forget_log, last_log
 from logitfuse.llama.model import LlamaModel
 
 #: One raw logits row, float32 ``[n_vocab]``; a view that the next decode overwrites.
@@ -61,7 +62,8 @@ class LlamaContext:
         params.swa_full = True  # else a rollback past the window is silently wrong
         params.no_perf = True
         forget_log()
-        self._handle = lib.llama_init_from_model(model._handle, params)
+        make = partial(lib.llama_init_from_model, model._handle, params)
+        self._handle = call_aside(make, free=lib.llama_free)
         if not self._handle:
             raise ModelLoadError(
                 f"llama.cpp cannot make a context of {n_ctx} tokens for '{model.path}': "
@@ -82,8 +84,8 @@ class LlamaContext:
             lib.llama_free(self._handle)
             self._handle = None
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():  # llama_cpp is already taken apart then
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # llama_cpp, and this module, are already taken apart then
             self.close()
 
     def _make_batch(self) -> None:

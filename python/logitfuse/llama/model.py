@@ -5,13 +5,23 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import llama_cpp.llama_cpp as lib
 
 from logitfuse.errors import ModelLoadError, ModelNotFoundError, UnsupportedTokenizerError
-from logitfuse.llama.backend import address, forget_log, last_log, repacks_safely, start_backend
+from logitfuse.llama.backend import (
+    address,
+    call_aside,
+    forget_log,
+    last_log,
+    repacks_safely,
+    start_backend,
+)
 
 #: Default context, tokens; less where the model was trained for less.
 _N_CTX = 4096
@@ -63,7 +73,7 @@ class LlamaModel:
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if use_mmap else lib.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = repacks_safely() if repack is None else repack
         forget_log()
-        self._handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        self._handle = _load(self.path, params)
         if not self._handle:
             raise ModelLoadError(
                 f"llama.cpp cannot load '{self.path}': {last_log()}; "
@@ -94,8 +104,8 @@ class LlamaModel:
             lib.llama_model_free(self._handle)
         self._handle = None
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():  # llama_cpp is already taken apart then
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # llama_cpp, and this module, are already taken apart then
             self.close()
 
     # -- what the file says ------------------------------------------------------------------
@@ -261,6 +271,19 @@ def render_template(model: LlamaModel, template: str, messages: list[dict[str, s
         bos_token=model.special_text("bos"),
     )
     return str(formatter(messages=messages).prompt)
+
+
+def _load(path: Path, params: Any) -> Any:
+    """Load a model; Ctrl-C stops it."""
+    cancelled = threading.Event()
+
+    @lib.llama_progress_callback  # type: ignore[untyped-decorator]
+    def go_on(_progress: float, _user_data: ctypes.c_void_p) -> bool:
+        return not cancelled.is_set()
+
+    params.progress_callback = go_on
+    load = partial(lib.llama_model_load_from_file, os.fsencode(path), params)
+    return call_aside(load, cancel=cancelled.set, free=lib.llama_model_free)
 
 
 def _check_file(path: Path) -> None:
