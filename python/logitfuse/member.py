@@ -244,6 +244,16 @@ class Member:
 
     # -- moving on ----------------------------------------------------------------------------
 
+    def require_room(self, prompt: Sequence[int]) -> None:
+        """Refuse a prompt that leaves no room for an answer.
+
+        Raises
+        ------
+        ContextLengthError
+        """
+        if len(prompt) >= self.n_ctx:
+            raise ContextLengthError(member=self.name, n_tokens=len(prompt), n_ctx=self.n_ctx)
+
     def begin(self, prompt: Sequence[int]) -> None:
         """Start a new answer: bring the cache to the prompt, reusing what it already holds.
 
@@ -258,8 +268,7 @@ class Member:
             The prompt leaves no room for an answer.
         DecodeError
         """
-        if len(prompt) >= self.n_ctx:
-            raise ContextLengthError(member=self.name, n_tokens=len(prompt), n_ctx=self.n_ctx)
+        self.require_room(prompt)
         self._prompt = list(prompt)
         self._reply, self._ends = [], []
         self.stalled = False

@@ -40,6 +40,14 @@ TEST_CASE("the union of two vocabularies, and one end") {
   CHECK(alignment->lookup("") == kNone);
 }
 
+TEST_CASE("the union is in order also behind the first eight bytes") {
+  const auto alignment =
+      align({vocab_of({{"12345678b"}, {"12345678"}}), vocab_of({{"12345678c"}, {"12345678a"}})});
+  CHECK(copy(alignment->to_symbol(0)) == Ids{2, 0});
+  CHECK(copy(alignment->to_symbol(1)) == Ids{3, 1});
+  CHECK(alignment->lookup("12345678a") == 1);
+}
+
 TEST_CASE("equal vocabularies need no maps") {
   const auto make = [] { return vocab_of({{"b"}, {"a"}, {"a"}, {"</s>", TokenKind::end}}); };
   const auto alignment = align({make(), make()});

@@ -99,6 +99,9 @@ TEST_CASE("a short list is refused where what it lacks could be chosen") {
   CHECK(enough(options, unsure));
   options.top_p = 0.95F;
   CHECK_FALSE(enough(options, sure));
+  options.top_p = 0.5F;  // met by 0.4 and 0.2, but what is not listed may come before 0.2
+  CHECK_FALSE(enough(options, fused_of({0.4F, 0.2F, 0.1F}, 0.25F)));
+  CHECK(enough(options, fused_of({0.4F, 0.2F, 0.1F}, 0.15F)));
   Fused partial = unsure;
   partial.partial = true;  // its probabilities are not shares of the whole
   options.top_p = 0.7F;
@@ -135,6 +138,10 @@ TEST_CASE("bias and penalties, and the mass that is not listed") {
   CHECK(std::exp(fused.logprobs[2]) == doctest::Approx(a / total).epsilon(1e-5));
   CHECK(std::exp(fused.outside) == doctest::Approx(0.1 / total).epsilon(1e-5));
   CHECK(fused.member_logprobs[0] == std::log(0.1F));  // moved along
+  CHECK_FALSE(fused.partial);
+  fused.partial = true;
+  sampler.process(fused);
+  CHECK(fused.partial);
 }
 
 TEST_CASE("the repeat penalty scales the logarithm") {

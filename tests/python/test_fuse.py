@@ -256,6 +256,16 @@ class TestCandidates:
         assert result.ids.tolist() == [0]
         assert result.outside >= fused(step, top=3).logprobs[0] > result.logprobs[0]
 
+    @given(st.integers(2, 300), st.lists(st.floats(0.01, 1), min_size=1, max_size=4))
+    def test_the_bound_holds_also_for_ties(self, n: int, weights: list[float]) -> None:
+        """All tokens alike: what is not listed is as probable as what is, to the last bit."""
+        vocab = Vocab([b"%d" % token for token in range(n)])
+        step = Step([vocab] * len(weights), [np.zeros(n, np.float32)] * len(weights), weights)
+        for pool in POOLS:
+            result = fused(step, pool=pool, top=1)
+            assert len(result) == 1
+            assert result.outside >= result.logprobs[0]
+
     def test_unlisted_symbols_too_small_for_a_float32_probability_are_not_ruled_out(self) -> None:
         vocab = Vocab([b"a", b"b", b"c"])
         step = Step([vocab], [np.array([0, -150, -150], np.float32)], [1])

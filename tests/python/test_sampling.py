@@ -193,6 +193,20 @@ class TestFilter:
             kept = sampler(top_p=0.5).filter(candidates(agreeing(1), 64, pool))
             assert (kept is None) == (pool == "log-linear")
 
+    @pytest.mark.parametrize(
+        "filters",
+        [{"temperature": 0}, {"top_k": 1}, {"top_p": 0.3}, {"min_p": 0.9}],
+        ids=str,
+    )
+    def test_an_unlisted_symbol_of_two_tokens_may_be_the_best(
+        self, filters: dict[str, Any]
+    ) -> None:
+        vocab = Vocab([b"a", b"b", b"b", b"c"])
+        step = Step([vocab], [np.log(np.array([0.35, 0.3, 0.3, 0.05], np.float32))], [1])
+        assert candidates(step, 1).symbols.tolist() == [0]
+        assert sampler(**filters).filter(candidates(step, 1)) is None
+        assert chosen(sampler(**filters), candidates(step)) == ([1], [1.0])
+
     def test_pure_sampling_needs_every_symbol(self) -> None:
         for pool, seed in itertools.product(POOLS, range(3)):
             step = random_step(seed, "normal", "normal")

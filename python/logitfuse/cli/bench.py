@@ -17,7 +17,7 @@ from cyclopts.validators import Number
 from logitfuse.cli import output
 from logitfuse.cli.check import SAMPLE
 from logitfuse.cli.info import installation
-from logitfuse.cli.options import ModelOptions
+from logitfuse.cli.options import Flag, ModelOptions
 from logitfuse.cli.run import load
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
@@ -59,7 +59,7 @@ def bench(
     n_gen: Annotated[int, Parameter(name=["--n-gen", "-n"], validator=_POSITIVE)] = 64,
     repetitions: Annotated[int, Parameter(name=["--repetitions", "-r"], validator=_POSITIVE)] = 3,
     form: Annotated[Literal["md", "csv", "json"], Parameter(name=["--output", "-o"])] = "md",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Flag = False,
     models: ModelOptions | None = None,
 ) -> None:
     """Measure every member alone and all together, greedy, in one run.

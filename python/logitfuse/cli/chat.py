@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from logitfuse.cli import output
 from logitfuse.cli.answer import stream_answer
-from logitfuse.cli.options import ModelOptions, SamplingOptions
+from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.report import run_report, run_tables
 from logitfuse.cli.run import load
 from logitfuse.errors import LogitfuseError
@@ -24,7 +24,7 @@ def chat(
     predict: Annotated[
         int, Parameter(name=["--predict", "--n-predict", "-n"], allow_leading_hyphen=True)
     ] = -1,
-    show_members: Annotated[bool, Parameter(negative="")] = False,
+    show_members: Flag = False,
     models: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
 ) -> None:

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from logitfuse.alignment import Alignment, Coverage, align
 from logitfuse.cli import output
-from logitfuse.cli.options import ModelOptions
+from logitfuse.cli.options import Flag, ModelOptions
 from logitfuse.config import FuseConfig, build, locate
 from logitfuse.errors import ConfigError
 from logitfuse.vocab import Vocab
@@ -46,8 +46,8 @@ _GAP = 0.10
 def check(
     text_file: Annotated[Path | None, Parameter(name=["--file", "-f"])] = None,
     *,
-    quick: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    quick: Flag = False,
+    json: Flag = False,
     models: ModelOptions | None = None,
 ) -> None:
     """Tell whether models fit together: tokens, boundaries, templates, memory, bits per byte.

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from logitfuse.cli import output
-from logitfuse.cli.options import ModelOptions, SamplingOptions
+from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.run import answer_once, load
 from logitfuse.demo_models import DEMO_MODELS, demo_path
 from logitfuse.sampling import SamplingParams
@@ -17,12 +17,12 @@ from logitfuse.strategies.base import Request
 def demo(
     prompt: str = "The three largest cities of France are",
     *,
-    chat: Annotated[bool, Parameter(negative="")] = False,
+    chat: Flag = False,
     predict: Annotated[int, Parameter(name=["--predict", "--n-predict", "-n"])] = 48,
     weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     pool: str = "linear",
-    show_members: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    show_members: Flag = False,
+    json: Flag = False,
     sampling: SamplingOptions | None = None,
 ) -> None:
     """Two embedded models of different families answer as one; greedy unless told otherwise.

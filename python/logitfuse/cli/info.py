@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from logitfuse import _core
 from logitfuse.cli import output
+from logitfuse.cli.options import Flag
 from logitfuse.vocab import TokenKind, Vocab
 
 
@@ -19,7 +20,7 @@ def info(
         list[Path] | None, Parameter(name=["--model", "-m"], negative="", show_default=False)
     ] = None,
     *,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Flag = False,
 ) -> None:
     """Show this installation, or what model files say.
 

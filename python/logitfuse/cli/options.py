@@ -12,6 +12,9 @@ from logitfuse.config import FuseConfig, load_config, parse_config
 from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
 
+#: An option that is off unless it is given.
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
 _models = Group("Models", sort_key=1)
 _sampling = Group("Sampling", sort_key=2)
 

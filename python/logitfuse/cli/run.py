@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from logitfuse.cli import output
 from logitfuse.cli.answer import stream_answer
-from logitfuse.cli.options import ModelOptions, SamplingOptions
+from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.report import run_report, run_tables, trace_entry
 from logitfuse.config import FuseConfig, build
 from logitfuse.errors import ConfigError
@@ -24,15 +24,15 @@ def run(
     prompt: str | None = None,
     *,
     file: Annotated[Path | None, Parameter(name=["--file", "-f"])] = None,
-    chat: Annotated[bool, Parameter(name=["--chat"], negative="")] = False,
+    chat: Flag = False,
     system: Annotated[str | None, Parameter(name=["--system-prompt", "-sys"])] = None,
     predict: Annotated[
         int, Parameter(name=["--predict", "--n-predict", "-n"], allow_leading_hyphen=True)
     ] = -1,
     stop: Annotated[list[str] | None, Parameter(name=["--stop"], negative="")] = None,
-    ignore_eos: Annotated[bool, Parameter(negative="")] = False,
-    show_members: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    ignore_eos: Flag = False,
+    show_members: Flag = False,
+    json: Flag = False,
     models: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
 ) -> None:
@@ -126,6 +126,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     ConfigError
         There is none, or a source is not UTF-8.
     """
+    if prompt is not None and prompt.endswith(".gguf"):
+        raise ConfigError(f"'{prompt}' looks like a model, not a prompt; repeat -m for every model")
     parts = []
     try:
         parts.append(output.piped().decode("utf-8"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
 
 Message: TypeAlias = Mapping[str, Any]
@@ -34,6 +35,11 @@ class Request:
         Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
+
+    Raises
+    ------
+    ConfigError
+        `max_tokens` is less than 1.
     """
 
     prompt: str | bytes | Sequence[int] | Sequence[Message]
@@ -42,6 +48,13 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(
+                f"max_tokens must be at least 1 (None: no limit), not {self.max_tokens}",
+                key="max_tokens",
+            )
 
 
 @dataclass(frozen=True)

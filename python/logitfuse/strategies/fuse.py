@@ -179,6 +179,15 @@ class Fuse:
         except MemberError as error:
             error.text = reply.text
             raise
+        except FusionError as error:
+            if error.member is None:
+                raise
+            name = self.members[error.member].name
+            raise MemberError(
+                f"member '{name}' gave logits that cannot be fused: {error}",
+                member=name,
+                text=reply.text,
+            ) from error
         finally:
             self.stats.total_s = time.perf_counter() - started
 
@@ -190,6 +199,7 @@ class Fuse:
         prompts: dict[int, list[int]] = {}
         for i in self._running:
             prompts[i], ends = self._render(self.members[i], request.prompt)
+            self.members[i].require_room(prompts[i])  # before anybody decodes
             stops += ends
         first = self._running[0]
         self.stats.prompt_tokens = len(prompts[first])
