@@ -378,6 +378,9 @@ class TestErrors:
     def test_no_models(self, command: str) -> None:
         assert "no models; give -m model.gguf" in refusal(logitfuse(command, stdin="Hello"))
 
+    def test_a_model_in_the_place_of_the_prompt(self, pair: list[Any]) -> None:
+        assert "repeat -m for every model" in refusal(logitfuse("run", *pair, "b.gguf"))
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -25,6 +25,7 @@ from logitfuse.errors import (
     ContextLengthError,
     DecodeError,
     FusionError,
+    MemberError,
     PromptError,
 )
 from logitfuse.llama import LlamaContext
@@ -581,6 +582,25 @@ class TestInterruption:
         assert error.text.startswith("".join(streamed))
         assert answer(pair) == whole
 
+    def test_logits_of_nothing_but_nan(self, pair: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A broken model is named, its text is kept; the next request works."""
+        whole = answer(pair)
+        broken = pair.members[1]
+        row = np.full(len(broken.vocab), np.nan, np.float32)
+        streamed = []
+        chunks = pair.stream(request(max_tokens=STEPS))
+        for _ in range(3):
+            streamed.append(next(chunks).text)
+        rest = (streamed.append(chunk.text) for chunk in chunks)
+        with monkeypatch.context() as patch:
+            patch.setattr(broken.context, "row", lambda _back=1: row)
+            patch.setattr(broken, "boundary", 1.0)
+            with pytest.raises(MemberError, match="NaN") as caught:
+                list(rest)
+        assert caught.value.member == broken.name
+        assert caught.value.text.startswith("".join(streamed))
+        assert answer(pair) == whole
+
     def test_what_a_stop_string_held_back_is_kept(self, fused: Callable[..., Fuse]) -> None:
         fuse = fused("gpt2", "llama-spm")
         whole = answer(fuse)
@@ -710,6 +730,11 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="'never'; known: boundary, always") as caught:
             fused("gpt2", gate="never")
         assert caught.value.key == "gate"
+
+    @pytest.mark.parametrize("n", [0, -1])
+    def test_max_tokens(self, n: int) -> None:
+        with pytest.raises(ConfigError, match="max_tokens must be at least 1"):
+            Request(PROMPT, max_tokens=n)
 
     def test_no_members(self) -> None:
         with pytest.raises(ConfigError, match="at least one"):

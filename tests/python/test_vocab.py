@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import llama_cpp
 import llama_cpp.llama_cpp as lib
 import models
 import numpy as np
@@ -455,3 +457,14 @@ class TestBoundaryProbability:
                 _core.boundary_probability(vocab, np.zeros(shape, np.float32), 0)
         with pytest.raises(TypeError):
             _core.boundary_probability(vocab, np.zeros(2), 0)
+
+
+def test_of_a_llama_cpp_model(tiny_models: Mapping[str, Path]) -> None:
+    """A loaded ``llama_cpp.Llama`` will do; it is kept alive for its tokenizer."""
+    path = tiny_models["llama-spm"]
+    vocab = Vocab.from_llama(llama_cpp.Llama(str(path), vocab_only=True, verbose=False))
+    gc.collect()
+    assert vocab == Vocab.from_gguf(path)
+    assert vocab.tokenize(b"Once upon a time") == Vocab.from_gguf(path).tokenize(
+        b"Once upon a time"
+    )
