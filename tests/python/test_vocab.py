@@ -431,7 +431,8 @@ class TestBoundaryProbability:
             assert np.isnan(got)
         else:
             want = reference.boundary_probability(row, *plain(vocab), token)
-            assert got == pytest.approx(want, rel=5e-7, abs=1e-37)
+            # Exponents down to -87 are float32: 87 * 2**-24, and the error of the sums.
+            assert got == pytest.approx(want, rel=6e-6, abs=1e-37)
 
     def test_more_continuations_than_the_core_gathers_at_once(self) -> None:
         rng = np.random.default_rng(1)
