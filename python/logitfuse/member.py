@@ -310,7 +310,7 @@ class Member:
         return True
 
     def append(self, token: int) -> bool:
-        """Follow by a given token, whatever is canonical: for a member that answers alone.
+        """Follow by a given token, whatever is canonical: for members of one vocabulary.
 
         Returns
         -------
