@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any, NamedTuple
 
 import models
 import pytest
+from lockstep import PAIRS, Load, Models
 from logitfuse import _core
+from logitfuse.member import Member
+from logitfuse.strategies.fuse import Fuse
 from tiny import write_tiny
 
 
@@ -94,3 +98,26 @@ def pytest_report_header() -> str:
     """Name the versions that results depend on."""
     packages = ("llama-cpp-python", "numpy")
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
+
+
+@pytest.fixture(scope="module")
+def load(tiny_models: Models) -> Load:
+    """Loads a tiny member, once for all tests; a second copy if asked for one."""
+
+    @functools.cache
+    def loaded(name: str, copy: int = 0) -> Member:
+        return Member(tiny_models[name], name=f"{name}-{copy}" if copy else name, n_threads=1)
+
+    return loaded
+
+
+@pytest.fixture
+def fused(load: Load) -> Callable[..., Fuse]:
+    """Makes an ensemble of tiny members by name."""
+    return lambda *names, **options: Fuse([load(name) for name in names], **options)
+
+
+@pytest.fixture(params=PAIRS, ids="+".join)
+def pair(request: pytest.FixtureRequest, fused: Callable[..., Fuse]) -> Fuse:
+    """Two members with different tokenizers."""
+    return fused(*request.param)
