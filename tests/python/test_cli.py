@@ -495,7 +495,8 @@ class TestInterruptions:
             "import os, signal, sys\n"
             "from logitfuse.llama import backend\n"
             "from logitfuse.cli import main\n"
-            "leave = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+            "once = iter([signal.SIGINT])\n"
+            "leave = lambda *_: [os.kill(os.getpid(), number) for number in once]\n"
             "backend._keep_log = backend.lib.llama_log_callback(leave)\n"
             "main(sys.argv[1:])\n"
         )
