@@ -10,11 +10,17 @@ from typing import Any, NamedTuple
 
 import models
 import pytest
+from hypothesis import settings
 from lockstep import PAIRS, Load, Models
 from logitfuse import _core
 from logitfuse.member import Member
 from logitfuse.strategies.fuse import Fuse
 from tiny import write_tiny
+
+# On top of Hypothesis' own profile (in CI: the same examples every time): no time limits, since a
+# busy machine is not a bug.
+settings.register_profile("untimed", settings(deadline=None))
+settings.load_profile("untimed")
 
 
 class Recipe(NamedTuple):
