@@ -17,8 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from numpy_pool import NumpyPool
 from pytest_benchmark.fixture import BenchmarkFixture
 
-#: What the docstring of `fuse` promises, nats.
-TOLERANCE = 2e-6
+#: What the docstring of `fuse` promises, nats, absolute and relative.
+TOLERANCE = 5e-7
 
 
 @pytest.fixture(params=_core.available_isas())

@@ -150,16 +150,6 @@ class LlamaModel:
         return 2 * n_ctx * number("block_count", 0) * kv_heads * per_token
 
     @property
-    def n_bytes(self) -> int:
-        """Size of the weights, bytes."""
-        return int(lib.llama_model_size(self._handle))
-
-    @property
-    def n_params(self) -> int:
-        """Number of weights."""
-        return int(lib.llama_model_n_params(self._handle))
-
-    @property
     def n_swa(self) -> int:
         """Sliding attention window, tokens; 0: none."""
         return int(lib.llama_model_n_swa(self._handle))
