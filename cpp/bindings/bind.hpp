@@ -24,6 +24,7 @@ void bind_vocab(pybind11::module_& m);
 void bind_alignment(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_bytes(pybind11::module_& m);
 
 template <typename T>
 pybind11::array_t<T> copy(std::span<const T> values) {

@@ -37,4 +37,5 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_alignment(m);
   bind_pool(m);
   bind_sampling(m);
+  bind_bytes(m);
 }

@@ -82,6 +82,8 @@ class Member:
         As in llama.cpp.
     repack : bool, optional
         See `LlamaModel`.
+    n_branches : int
+        Continuations that the context can hold besides the text; see `LlamaContext`.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Member:
         flash_attn: bool = True,
         use_mmap: bool = True,
         repack: bool | None = None,
+        n_branches: int = 0,
     ) -> None:
         self.model = LlamaModel(
             path,
@@ -118,6 +121,7 @@ class Member:
             n_batch=n_batch,
             n_threads=n_threads or cores(),
             flash_attn=flash_attn,
+            n_branches=n_branches,
         )
         self.stats = MemberStats()
         #: The member's own belief that its last token ends where it ends (see `boundary`).
@@ -322,6 +326,17 @@ class Member:
         self._decode([token], len(self._kv), outputs=1)
         return True
 
+    def extend(self, tokens: list[int]) -> list[Row]:
+        """Decode tokens behind those in the cache, in one batch of at most `n_batch`.
+
+        Returns
+        -------
+        list of Row
+            One for each: views, valid until the member moves on.
+        """
+        self._decode(tokens, len(self._kv), outputs=len(tokens))
+        return [self.context.row(back) for back in range(len(tokens), 0, -1)]
+
     def _move(self, target: list[int]) -> int:
         """Make the cache hold exactly `target`; returns how many tokens could stay."""
         started = time.perf_counter()
@@ -344,6 +359,32 @@ class Member:
         if before is None:
             self.boundary = self._boundary(self.context.row(2), new[-1]) if len(new) > 1 else 1.0
         return kept
+
+    def decode_branches(
+        self, tokens: Sequence[int], positions: Sequence[int], branches: Sequence[int]
+    ) -> None:
+        """Decode one token for each of several branches; rows as in `LlamaContext`.
+
+        Raises
+        ------
+        DecodeError
+        """
+        began = time.perf_counter()
+        code = self.context.decode_branches(tokens, positions, branches)
+        self._has_row = False
+        if code != 0:
+            self._forget()
+            raise self._failed(len(tokens), max(positions), code)
+        self.stats.decoded_tokens += len(tokens)
+        self.stats.decode_s += time.perf_counter() - began
+
+    def _failed(self, n: int, start: int, code: int) -> DecodeError:
+        return DecodeError(
+            f"member '{self.name}' failed to decode {n} tokens at position {start} "
+            f"(llama_decode returned {code}: {last_log()})",
+            member=self.name,
+            code=code,
+        )
 
     def _boundary(self, row: Row, token: int) -> float:
         return _core.boundary_probability(self.vocab._core, row, token)
@@ -370,12 +411,7 @@ class Member:
             raise
         if code != 0:
             self._forget()
-            raise DecodeError(
-                f"member '{self.name}' failed to decode {len(tokens)} tokens at position {start} "
-                f"(llama_decode returned {code}: {last_log()})",
-                member=self.name,
-                code=code,
-            )
+            raise self._failed(len(tokens), start, code)
         self._kv[start:] = tokens
         self._has_row = True
         if self._checkpoints is not None:

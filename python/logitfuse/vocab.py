@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Protocol
 
@@ -162,6 +163,15 @@ class Vocab:
         """The token that spells exactly these bytes (a text token before a byte token)."""
         token = self._core.lookup(text)
         return None if token < 0 else token
+
+    def is_text(self, token: int) -> bool:
+        """Whether a token spells bytes (and neither steers nor ends)."""
+        return self._core.canonical(token) >= 0 and token not in self.end_ids
+
+    @cached_property
+    def trie(self) -> _core.ByteTrie:
+        """The tokens as a trie over bytes; made when first asked for."""
+        return _core.ByteTrie(self._core)
 
     def duplicates(self, token: int) -> list[int]:
         """All tokens that mean the same as this one, the canonical one first.

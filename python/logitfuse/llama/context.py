@@ -1,4 +1,4 @@
-"""One sequence in one llama.cpp context: the KV cache and the rows."""
+"""A llama.cpp context: the KV cache and the rows, of one sequence or of one that branches."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only what seq_rm cannot roll
 
 
 class LlamaContext:
-    """One sequence in one llama.cpp context: the KV cache and the rows.
+    """A llama.cpp context: the KV cache and the rows.
 
-    Not for two threads at once.
+    Sequence 0 is the trunk; with `n_branches` there are others that share cells with it.  Not for
+    two threads at once.
 
     Parameters
     ----------
@@ -38,6 +39,8 @@ class LlamaContext:
         Threads of one decode call.
     flash_attn : bool
         On, a batch of k tokens gives the same bits as k single steps in the common cases.
+    n_branches : int
+        Sequences besides the trunk, numbered from 1; see `fork`.
     """
 
     def __init__(
@@ -48,13 +51,15 @@ class LlamaContext:
         n_batch: int = 512,
         n_threads: int = 1,
         flash_attn: bool = True,
+        n_branches: int = 0,
     ) -> None:
         self._handle: Any = None
         self.model = model
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = max(2, min(n_batch, n_ctx))  # two rows at once
-        params.n_seq_max = 1
+        params.n_batch = params.n_ubatch = max(2, n_branches, min(n_batch, n_ctx))  # rows at once
+        params.n_seq_max = 1 + n_branches
+        params.kv_unified = n_branches > 0  # branches share cells, and may fork anywhere
         params.n_threads = params.n_threads_batch = n_threads
         params.flash_attn_type = (
             lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash_attn else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -76,6 +81,7 @@ class LlamaContext:
         self.n_ctx = int(lib.llama_n_ctx(self._handle))
         self.n_batch = int(lib.llama_n_batch(self._handle))
         self.n_threads = n_threads
+        self.n_branches = n_branches
         self._make_batch()
 
     def close(self) -> None:
@@ -95,7 +101,7 @@ class LlamaContext:
         self._positions = np.zeros(n, np.int32)
         self._outputs = np.zeros(n, np.int8)
         self._n_seq = np.ones(n, np.int32)
-        self._sequence = np.zeros(1, np.int32)
+        self._sequence = np.arange(1 + self.n_branches, dtype=np.int32)
         self._sequences = np.full(n, self._sequence.ctypes.data, np.uint64)
 
         def pointer(array: NDArray[Any], kind: Any) -> Any:
@@ -148,6 +154,48 @@ class LlamaContext:
                 return code
             self._last_batch = n
         return 0
+
+    def decode_branches(
+        self, tokens: Sequence[int], positions: Sequence[int], branches: Sequence[int]
+    ) -> int:
+        """Decode one token for each of several branches in one batch; each gets a row.
+
+        Parameters
+        ----------
+        tokens, positions : sequence of int
+            At most `n_batch`; a position is the number of tokens in the branch.
+        branches : sequence of int
+            Different ones.
+
+        Returns
+        -------
+        int
+            llama.cpp's return code; 0 is success.
+        """
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._positions[:n] = positions
+        self._outputs[:n] = 1
+        self._sequences[:n] = self._sequence.ctypes.data + 4 * np.asarray(branches, np.uint64)
+        self._batch.n_tokens = n
+        forget_log()
+        try:
+            return int(lib.llama_decode(self._handle, self._batch))
+        finally:
+            self._last_batch = n
+            self._sequences[:n] = self._sequence.ctypes.data
+
+    def fork(self, branch: int, to: int, n_tokens: int = -1) -> None:
+        """Let branch `to` hold the first `n_tokens` of another one (-1: all); copies nothing.
+
+        Recurrent memories can only be forked whole.
+        """
+        lib.llama_memory_seq_rm(self._memory, to, -1, -1)
+        lib.llama_memory_seq_cp(self._memory, branch, to, -1, n_tokens)
+
+    def drop(self, branch: int) -> None:
+        """Free what no other branch holds."""
+        lib.llama_memory_seq_rm(self._memory, branch, -1, -1)
 
     def row(self, back: int = 1) -> Row:
         """Logits after the ``back``-th last decoded token: a view, not a copy.

@@ -1,0 +1,130 @@
+#include <memory>
+
+#include "bind.hpp"
+#include "logitfuse/error.hpp"
+#include "logitfuse/unit_search.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace logitfuse {
+namespace {
+
+std::string bytes_view(const py::bytes& bytes) { return std::string(std::string_view(bytes)); }
+
+}  // namespace
+
+void bind_bytes(py::module_& m) {
+  m.attr("BYTE_OUTCOMES") = kByteOutcomes;
+  py::class_<ByteTrie, std::shared_ptr<ByteTrie>>(m, "ByteTrie")
+      .def(py::init([](std::shared_ptr<Vocab> vocab) {
+             const py::gil_scoped_release released;
+             return std::make_shared<ByteTrie>(std::move(vocab));
+           }),
+           "vocab"_a)
+      .def("__len__", &ByteTrie::size);
+  py::class_<ByteBeam, std::shared_ptr<ByteBeam>>(m, "ByteBeam")
+      .def(py::init([](std::shared_ptr<ByteTrie> trie, double prune, std::int32_t width) {
+             return std::make_shared<ByteBeam>(std::move(trie), BeamOptions{prune, width});
+           }),
+           "trie"_a, py::kw_only(), "prune"_a, "width"_a)
+      .def("begin", &ByteBeam::begin)
+      .def(
+          "row",
+          [](ByteBeam& beam, std::int32_t id, const Row& row) {
+            if (row.ndim() != 1 || row.size() != beam.trie().vocab().size()) {
+              throw FusionError("the row has " + std::to_string(row.size()) +
+                                " logits; the vocabulary has " +
+                                std::to_string(beam.trie().vocab().size()) + " tokens");
+            }
+            const float* data = row.data();
+            const py::gil_scoped_release released;
+            beam.row(id, data);
+          },
+          "id"_a, "row"_a.noconvert())
+      .def(
+          "push",
+          [](ByteBeam& beam, const py::bytes& bytes) {
+            const std::string text = bytes_view(bytes);
+            const py::gil_scoped_release released;
+            return beam.push(text);
+          },
+          "bytes"_a)
+      .def("wake", &ByteBeam::wake)
+      .def_property_readonly("waiting", &ByteBeam::waiting)
+      .def_property_readonly("dead", &ByteBeam::dead)
+      .def_property_readonly("wanted",
+                             [](const ByteBeam& beam) {
+                               std::vector<std::tuple<int, int, int>> wanted;
+                               for (const auto& w : beam.wanted()) {
+                                 wanted.emplace_back(w.id, w.parent, w.token);
+                               }
+                               return wanted;
+                             })
+      .def("take_dropped",
+           [](ByteBeam& beam) {
+             const auto dropped = beam.dropped();
+             std::vector<std::int32_t> ids(dropped.begin(), dropped.end());
+             beam.forget_dropped();
+             return ids;
+           })
+      .def_property_readonly("best", &ByteBeam::best)
+      .def_property_readonly("shares",
+                             [](const ByteBeam& beam) {
+                               std::vector<std::pair<std::int32_t, double>> shares;
+                               for (const auto& h : beam.hypotheses())
+                                 shares.emplace_back(h.id, h.share);
+                               return shares;
+                             })
+      .def(
+          "next",
+          [](const ByteBeam& beam, Row& out) {
+            if (out.size() != static_cast<py::ssize_t>(kByteOutcomes)) {
+              throw FusionError("the output must hold 257 numbers, not " +
+                                std::to_string(out.size()));
+            }
+            beam.next({out.mutable_data(), kByteOutcomes});
+          },
+          "out"_a.noconvert());
+  py::class_<UnitSearch>(m, "UnitSearch")
+      .def(py::init([](std::shared_ptr<Alignment> alignment,
+                       const std::vector<std::shared_ptr<ByteBeam>>& beams, bool per_unit) {
+             return std::make_unique<UnitSearch>(
+                 std::move(alignment),
+                 std::vector<std::shared_ptr<const ByteBeam>>(beams.begin(), beams.end()),
+                 per_unit ? PoolUnit::unit : PoolUnit::byte);
+           }),
+           "alignment"_a, "beams"_a, "per_unit"_a)
+      .def(
+          "read",
+          [](UnitSearch& search, const std::vector<double>& weights, const py::bytes& pending,
+             bool may_end, bool any_bytes, const std::vector<std::int32_t>& excluded) {
+            UnitSearch::Text text{bytes_view(pending), may_end, any_bytes, excluded};
+            const py::gil_scoped_release released;
+            search.read(weights, std::move(text));
+          },
+          "weights"_a, "pending"_a, py::kw_only(), "may_end"_a, "any_bytes"_a = false,
+          "excluded"_a = std::vector<std::int32_t>{})
+      .def(
+          "candidates",
+          [](UnitSearch& search, std::int32_t n, const std::vector<std::int32_t>& forced) {
+            const py::gil_scoped_release released;
+            return search.candidates(n, forced);
+          },
+          "n"_a, "forced"_a = std::vector<std::int32_t>{})
+      .def(
+          "spelled",
+          [](const UnitSearch& search, std::int32_t symbol) {
+            const auto spelled = search.spelled(symbol);
+            return std::vector<std::int32_t>(spelled.begin(), spelled.end());
+          },
+          "symbol"_a)
+      .def(
+          "unit",
+          [](const UnitSearch& search, std::int32_t symbol) {
+            return py::bytes(std::string(search.unit(symbol)));
+          },
+          "symbol"_a);
+}
+
+}  // namespace logitfuse

@@ -1,0 +1,302 @@
+#include "logitfuse/unit_search.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "logitfuse/error.hpp"
+#include "math.hpp"
+
+namespace logitfuse {
+
+UnitSearch::UnitSearch(std::shared_ptr<const Alignment> alignment,
+                       std::vector<std::shared_ptr<const ByteBeam>> beams, PoolUnit pooled)
+    : alignment_(std::move(alignment)),
+      beams_(std::move(beams)),
+      pooled_(pooled),
+      conditional_(beams_.size(), std::vector<double>(kOutcomes)),
+      outcome_(kOutcomes) {}
+
+void UnitSearch::read(std::span<const double> weights, Text text) {
+  weights_ = normalise_weights(weights, beams_.size());
+  text_ = std::move(text);
+  spelled_.clear();
+  nodes_.clear();
+  places_.clear();
+  masses_.assign(beams_.size(), 1.0);
+  listed_.clear();
+  heap_ = {};
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    if (weights_[m] == 0.0) continue;
+    const ByteBeam& beam = *beams_[m];
+    if (beam.dead() || !beam.wanted().empty()) {
+      throw FusionError("member " + std::to_string(m) + " has a weight but no distribution",
+                        static_cast<int>(m));
+    }
+    const auto hypotheses = beam.hypotheses();
+    for (std::size_t h = 0; h < hypotheses.size(); ++h) {
+      if (hypotheses[h].waits) continue;
+      places_.push_back(
+          {static_cast<std::int32_t>(m), static_cast<std::int32_t>(h), hypotheses[h].at});
+    }
+  }
+  nodes_.push_back(
+      {kNone, 0, static_cast<std::int32_t>(places_.size()), 0, 0, 1.0, 0, false, false, false});
+  heap_.push({1.0, 0});
+}
+
+// The same rule as in ByteBeam::step: some path that ends here is extended at once.
+bool UnitSearch::needs_row(const Node& node) const {
+  for (std::int32_t p = node.first_place; p < node.first_place + node.n_places;) {
+    const std::int32_t member = places_[static_cast<std::size_t>(p)].member;
+    const ByteBeam& beam = *beams_[static_cast<std::size_t>(member)];
+    double total = 0.0;
+    double most = 0.0;
+    for (; p < node.first_place + node.n_places; ++p) {
+      const Place place = places_[static_cast<std::size_t>(p)];
+      if (place.member != member) break;
+      const auto& hypothesis = beam.hypotheses()[static_cast<std::size_t>(place.hypothesis)];
+      const double exact = hypothesis.share * beam.exact_mass(hypothesis, place.at);
+      most = std::max(most, exact);
+      total += exact + hypothesis.share * beam.longer_mass(hypothesis, place.at);
+    }
+    if (most > 0.0 && most >= total * beam.options().prune) return true;
+  }
+  return false;
+}
+
+std::vector<bool> UnitSearch::allowed(std::int32_t at) const {
+  std::vector<bool> allowed(kByteOutcomes, true);
+  const std::string pending = text_.pending + spell(at);
+  const std::string_view tail =
+      std::string_view(pending).substr(pending.size() - unfinished_utf8(pending));
+  for (std::size_t b = 0; b < kByteEnd && !text_.any_bytes; ++b) {
+    const char byte = static_cast<char>(b);
+    allowed[b] = continues_utf8(tail, {&byte, 1});
+  }
+  allowed[kByteEnd] = at == 0 && text_.may_end && (text_.any_bytes || tail.empty());
+  if (at == 0) {
+    for (const std::int32_t outcome : text_.excluded) {
+      allowed[static_cast<std::size_t>(outcome)] = false;
+    }
+  }
+  return allowed;
+}
+
+// The mass of a member's paths that end at a node and do not get a row at once.
+double UnitSearch::waiting(const Node& node, std::int32_t member) const {
+  const ByteBeam& beam = *beams_[static_cast<std::size_t>(member)];
+  if (node.parent == kNone) return beam.waiting();
+  double mass = 0.0;
+  for (std::int32_t p = node.first_place; p < node.first_place + node.n_places; ++p) {
+    const Place place = places_[static_cast<std::size_t>(p)];
+    if (place.member != member) continue;
+    const auto& hypothesis = beam.hypotheses()[static_cast<std::size_t>(place.hypothesis)];
+    mass += hypothesis.share * beam.exact_mass(hypothesis, place.at);
+  }
+  return mass;
+}
+
+// Fills conditional_: every member's belief in the next outcome behind a node.
+void UnitSearch::ask(std::int32_t at, const std::vector<bool>& allowed) {
+  const Node& node = nodes_[static_cast<std::size_t>(at)];
+  for (auto& conditional : conditional_) std::fill(conditional.begin(), conditional.end(), 0.0);
+  for (std::int32_t p = node.first_place; p < node.first_place + node.n_places; ++p) {
+    const Place place = places_[static_cast<std::size_t>(p)];
+    const ByteBeam& beam = *beams_[static_cast<std::size_t>(place.member)];
+    const auto& hypothesis = beam.hypotheses()[static_cast<std::size_t>(place.hypothesis)];
+    auto& conditional = conditional_[static_cast<std::size_t>(place.member)];
+    const ByteTrie::Node& trie = beam.trie().node(place.at);
+    for (std::int32_t c = trie.first_child; c < trie.first_child + trie.n_children; ++c) {
+      conditional[beam.trie().node(c).byte] += hypothesis.share * beam.mass(hypothesis, c);
+    }
+    if (place.at == ByteTrie::kRoot) conditional[kByteEnd] += hypothesis.share * hypothesis.end;
+  }
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    if (weights_[m] == 0.0) continue;
+    auto& conditional = conditional_[m];
+    conditional[kWaiting] = waiting(node, static_cast<std::int32_t>(m));
+    double total = 0.0;
+    for (std::size_t b = 0; b < kOutcomes; ++b) {
+      if (b < kByteOutcomes && !allowed[b]) conditional[b] = 0.0;
+      total += conditional[b];
+    }
+    if (total <= 0.0) continue;
+    for (double& value : conditional) value /= total;
+  }
+}
+
+// Fills outcome_: the pooled belief, with all that the waiting paths may spell in one outcome.
+void UnitSearch::pool(std::int32_t at) {
+  std::fill(outcome_.begin(), outcome_.end(), 0.0);
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    if (weights_[m] == 0.0) continue;
+    const double weight =
+        pooled_ == PoolUnit::byte
+            ? weights_[m]
+            : weights_[m] * masses_[static_cast<std::size_t>(at) * beams_.size() + m];
+    for (std::size_t b = 0; b < kOutcomes; ++b) outcome_[b] += weight * conditional_[m][b];
+  }
+  double total = 0.0;  // less than 1 where members cannot go on from here
+  for (const double value : outcome_) total += value;
+  if (total <= 0.0) return;
+  for (double& value : outcome_) value /= total;
+  if (outcome_[kWaiting] == 0.0) return;
+  const double least = kSpelled * outcome_[kWaiting];
+  for (std::size_t b = 0; b < kByteOutcomes; ++b) {
+    if (outcome_[b] >= least) continue;
+    outcome_[kWaiting] += outcome_[b];
+    outcome_[b] = 0.0;
+    for (auto& conditional : conditional_) {
+      conditional[kWaiting] += conditional[b];
+      conditional[b] = 0.0;
+    }
+  }
+}
+
+void UnitSearch::add_child(std::int32_t at, std::size_t outcome) {
+  const Node node = nodes_[static_cast<std::size_t>(at)];
+  Node child{at,
+             static_cast<std::int32_t>(places_.size()),
+             0,
+             0,
+             0,
+             node.probability * outcome_[outcome],
+             static_cast<std::uint16_t>(outcome),
+             outcome >= kByteEnd,
+             false,
+             false};
+  for (std::int32_t p = node.first_place; p < node.first_place + node.n_places; ++p) {
+    if (child.ends) break;
+    Place place = places_[static_cast<std::size_t>(p)];
+    place.at = beams_[static_cast<std::size_t>(place.member)]->trie().child(
+        place.at, static_cast<std::uint8_t>(outcome));
+    if (place.at != kNone) places_.push_back(place);
+  }
+  child.n_places = static_cast<std::int32_t>(places_.size()) - child.first_place;
+  child.ends = child.ends || needs_row(child);
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    masses_.push_back(masses_[static_cast<std::size_t>(at) * beams_.size() + m] *
+                      conditional_[m][outcome]);
+  }
+  heap_.push({child.probability, static_cast<std::int32_t>(nodes_.size())});
+  nodes_.push_back(child);
+}
+
+void UnitSearch::expand(std::int32_t at) {
+  ask(at, allowed(at));
+  pool(at);
+  const auto first = static_cast<std::int32_t>(nodes_.size());
+  for (std::size_t b = 0; b < kOutcomes; ++b) {
+    if (outcome_[b] > 0.0) add_child(at, b);
+  }
+  Node& node = nodes_[static_cast<std::size_t>(at)];
+  node.expanded = true;
+  node.first_child = first;
+  node.n_children = static_cast<std::int32_t>(nodes_.size()) - first;
+}
+
+std::string UnitSearch::spell(std::int32_t at) const {
+  std::string bytes;
+  for (; nodes_[static_cast<std::size_t>(at)].parent != kNone;
+       at = nodes_[static_cast<std::size_t>(at)].parent) {
+    const std::uint16_t byte = nodes_[static_cast<std::size_t>(at)].byte;
+    if (byte < kByteEnd) bytes.push_back(static_cast<char>(byte));
+  }
+  std::reverse(bytes.begin(), bytes.end());
+  return bytes;
+}
+
+std::int32_t UnitSearch::symbol(std::int32_t at) {
+  if (nodes_[static_cast<std::size_t>(at)].byte == kByteEnd) return alignment_->end();
+  const std::string bytes = spell(at);
+  const std::int32_t known = alignment_->lookup(bytes);
+  if (known != kNone) return known;
+  const auto next = alignment_->size() + static_cast<std::int32_t>(names_.size());
+  const auto [entry, is_new] = named_.try_emplace(bytes, next);
+  if (is_new) names_.push_back(bytes);
+  return entry->second;
+}
+
+std::span<const std::int32_t> UnitSearch::spelled(std::int32_t symbol) const {
+  const auto found = spelled_.find(symbol);
+  if (found == spelled_.end()) return {};
+  return found->second;
+}
+
+std::string_view UnitSearch::unit(std::int32_t symbol) const {
+  if (symbol < alignment_->size()) return alignment_->bytes(symbol);
+  return names_.at(static_cast<std::size_t>(symbol - alignment_->size()));
+}
+
+void UnitSearch::list(std::int32_t at) {
+  Node& node = nodes_[static_cast<std::size_t>(at)];
+  if (node.listed) return;
+  node.listed = true;
+  listed_.push_back(at);
+  if (node.byte != kWaiting) return;
+  std::vector<std::int32_t>& bytes = spelled_[symbol(at)];
+  const Node parent = nodes_[static_cast<std::size_t>(node.parent)];
+  for (std::int32_t c = parent.first_child; c < parent.first_child + parent.n_children; ++c) {
+    if (c != at) bytes.push_back(nodes_[static_cast<std::size_t>(c)].byte);
+  }
+}
+
+// Walk down to a string; it is listed if it is a unit.
+void UnitSearch::force(std::string_view bytes) {
+  std::int32_t at = 0;
+  for (const char byte : bytes) {
+    if (nodes_[static_cast<std::size_t>(at)].ends) return;
+    if (!nodes_[static_cast<std::size_t>(at)].expanded) expand(at);
+    const Node& node = nodes_[static_cast<std::size_t>(at)];
+    std::int32_t found = kNone;
+    for (std::int32_t c = node.first_child; c < node.first_child + node.n_children; ++c) {
+      if (nodes_[static_cast<std::size_t>(c)].byte == static_cast<std::uint8_t>(byte)) found = c;
+    }
+    if (found == kNone) return;
+    at = found;
+  }
+  if (at != 0 && nodes_[static_cast<std::size_t>(at)].ends) list(at);
+}
+
+const Fused& UnitSearch::candidates(std::int32_t n, std::span<const std::int32_t> forced) {
+  if (n < 1) throw FusionError("at least one unit must be asked for, not " + std::to_string(n));
+  while (!heap_.empty() && listed_.size() < static_cast<std::size_t>(n)) {
+    const std::int32_t at = heap_.top().node;
+    heap_.pop();
+    if (nodes_[static_cast<std::size_t>(at)].ends) {
+      list(at);
+    } else if (!nodes_[static_cast<std::size_t>(at)].expanded) {
+      expand(at);
+    }
+  }
+  for (const std::int32_t symbol : forced) {
+    if (symbol != alignment_->end()) force(unit(symbol));
+  }
+  while (!heap_.empty() && nodes_[static_cast<std::size_t>(heap_.top().node)].expanded) heap_.pop();
+  const auto before = [this](std::int32_t a, std::int32_t b) {
+    return nodes_[static_cast<std::size_t>(a)].probability >
+           nodes_[static_cast<std::size_t>(b)].probability;
+  };
+  std::stable_sort(listed_.begin(), listed_.end(), before);
+  const std::size_t size = listed_.size();
+  const std::size_t members = beams_.size();
+  fused_.symbols.resize(size);
+  fused_.logprobs.resize(size);
+  fused_.member_logprobs.resize(members * size);
+  for (std::size_t k = 0; k < size; ++k) {
+    const auto at = static_cast<std::size_t>(listed_[k]);
+    fused_.symbols[k] = symbol(listed_[k]);
+    fused_.logprobs[k] = static_cast<float>(std::min(log_of(nodes_[at].probability), 0.0));
+    for (std::size_t m = 0; m < members; ++m) {
+      fused_.member_logprobs[m * size + k] =
+          weights_[m] == 0.0 ? std::numeric_limits<float>::quiet_NaN()
+                             : static_cast<float>(log_of(masses_[at * members + m]));
+    }
+  }
+  fused_.outside = heap_.empty() ? -std::numeric_limits<float>::infinity()
+                                 : static_cast<float>(log_of(heap_.top().probability));
+  fused_.partial = false;
+  return fused_;
+}
+
+}  // namespace logitfuse

@@ -1,0 +1,188 @@
+"""A member's exact belief in the next byte, kept up as the text grows.
+
+The native `ByteBeam` says which tokenisations of the text matter and which of them need a forward
+pass; here they get it.  Sequence 0 of the member's context, the *trunk*, holds the canonical tokens
+of the text that was given; paths that leave it, and all paths behind it, are branches that share its
+cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitfuse import _core
+from logitfuse.llama import Row
+from logitfuse.member import Member
+
+#: Share of the probability of the text below which a tokenisation is not followed.
+PRUNE = 0.03
+#: Most tokenisations followed at a time.
+WIDTH = 8
+#: Tokens at the end of a prompt that may be read in another way than they are written: "token
+#: healing", for prompts that end inside a word or with a space.
+_HEAL = 6
+#: Trunk tokens decoded at a time: 32 rows of 262,144 logits are 32 MiB.
+_CHUNK = 32
+
+
+@dataclass
+class _Path:
+    """Where the tokens of a hypothesis are."""
+
+    branch: int  # 0: the trunk, of which it holds the first `n_tokens`
+    n_tokens: int
+
+
+class Beam:
+    """The tokenisations of a text that one member finds likely.
+
+    Parameters
+    ----------
+    member : Member
+        With at least ``2 * width`` branches.
+    prune : float
+        Share of the probability of the text, 0..1, below which a tokenisation is not followed.
+    width : int
+        Most tokenisations at a time.
+
+    Raises
+    ------
+    FusionError
+        A parameter is out of range.
+    """
+
+    def __init__(self, member: Member, *, prune: float = PRUNE, width: int = WIDTH) -> None:
+        self.member = member
+        self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=width)
+        self._free: list[int] = []
+        self._paths: dict[int, _Path] = {}
+        self._plan: list[int] = []  # the trunk's tokens, decoded or not
+        self._rows: dict[int, Row] = {}  # copies, by how many trunk tokens they have seen
+
+    @property
+    def dead(self) -> bool:
+        """The member cannot spell the text."""
+        return self.core.dead
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest path."""
+        return max((path.n_tokens for path in self._paths.values()), default=0)
+
+    def begin(self, tokens: Sequence[int], *, start: int | None = None) -> bytes:
+        """Read a text anew.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            Its canonical tokens, at least one.
+        start : int, optional
+            Take this many tokens as they are; the bytes of the others are only bytes, and have to
+            be pushed.  By default all but the last few, as far as they are plain text.
+
+        Returns
+        -------
+        bytes
+            What has to be pushed.
+
+        Raises
+        ------
+        ContextLengthError, DecodeError
+        """
+        member, plan = self.member, list(tokens)
+        member.require_room(plan)
+        if start is None or member.model.remembers_by_state:  # a state cannot be forked earlier
+            start = len(plan) if member.model.remembers_by_state else self._heal_from(plan)
+        for branch in range(1, 1 + member.context.n_branches):
+            member.context.drop(branch)
+        self._free = list(range(member.context.n_branches, 0, -1))
+        self._paths.clear()
+        self._rows.clear()
+        self._plan = plan
+        member.begin(plan[:start])
+        root = self.core.begin()
+        self.core.take_dropped()
+        self._paths[root] = _Path(0, start)
+        self.core.row(root, member.row)
+        return member.vocab.join(plan[start:])
+
+    def _heal_from(self, tokens: Sequence[int]) -> int:
+        start = len(tokens)
+        while start > max(1, len(tokens) - _HEAL) and self.member.vocab.is_text(tokens[start - 1]):
+            start -= 1
+        return start
+
+    def push(self, text: bytes, out: NDArray[np.float32] | None = None) -> bool:
+        """The text goes on.
+
+        Parameters
+        ----------
+        text : bytes
+        out : float32 array, shape ``[len(text), 257]``, optional
+            Filled with the log-probabilities of the byte (and the end) at each place, nats.
+
+        Returns
+        -------
+        bool
+            False if the member cannot spell it: the beam is dead.
+
+        Raises
+        ------
+        DecodeError
+        """
+        at = 0
+        while at < len(text) and not self.core.dead:
+            if out is None:
+                at += self.core.push(text[at:])
+            else:
+                self.core.next(out[at])
+                at += self.core.push(text[at : at + 1])
+            self._decode_wanted()
+        return not self.core.dead
+
+    def _decode_wanted(self) -> None:
+        """Give the paths that end here their rows, and free those that were given up."""
+        context = self.member.context
+        ids: list[int] = []
+        for wanted, parent, token in self.core.wanted:
+            path = self._paths[parent]
+            if path.branch == 0 and self._plan[path.n_tokens : path.n_tokens + 1] == [token]:
+                self._paths[wanted] = _Path(0, path.n_tokens + 1)
+                self.core.row(wanted, self._trunk_row(path.n_tokens + 1))
+                continue
+            branch = self._free.pop()
+            context.fork(path.branch, branch, path.n_tokens if path.branch == 0 else -1)
+            self._paths[wanted] = _Path(branch, path.n_tokens + 1)
+            ids.append(wanted)
+        if ids:
+            self._decode_branches(ids, {w: token for w, _, token in self.core.wanted})
+        for dropped in self.core.take_dropped():
+            path = self._paths.pop(dropped)
+            if path.branch:
+                context.drop(path.branch)
+                self._free.append(path.branch)
+
+    def _trunk_row(self, n_tokens: int) -> Row:
+        """The row behind the first tokens of the trunk, which is decoded a chunk at a time."""
+        if n_tokens not in self._rows:
+            done = self.member.n_tokens
+            chunk = self._plan[done : done + _CHUNK]
+            self._rows = {n: row for n, row in self._rows.items() if n > n_tokens - _CHUNK}
+            for k, row in enumerate(self.member.extend(chunk)):
+                self._rows[done + k + 1] = row.copy()
+        return self._rows.pop(n_tokens)
+
+    def _decode_branches(self, ids: list[int], tokens: dict[int, int]) -> None:
+        member = self.member
+        paths = [self._paths[i] for i in ids]
+        member.decode_branches(
+            [tokens[i] for i in ids],
+            [path.n_tokens - 1 for path in paths],
+            [path.branch for path in paths],
+        )
+        for k, i in enumerate(ids):
+            self.core.row(i, member.context.row(len(ids) - k))
