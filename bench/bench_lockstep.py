@@ -11,7 +11,8 @@ import pytest
 from logitfuse.member import Member, MemberStats
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
-from logitfuse.strategies.fuse import Fuse, RunStats
+from logitfuse.strategies.engine import RunStats
+from logitfuse.strategies.fuse import Fuse
 from pytest_benchmark.fixture import BenchmarkFixture
 
 TEXT = (

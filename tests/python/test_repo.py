@@ -148,7 +148,8 @@ class TestLayers:
         for module in modules():
             if module.startswith("strategies/"):
                 others = {name for name in imports(module) if "logitfuse.strategies" in name}
-                assert all(name.startswith("logitfuse.strategies.base") for name in others), module
+                shared = ("logitfuse.strategies.base", "logitfuse.strategies.engine")
+                assert all(name.startswith(shared) for name in others), module
 
     def test_only_the_bindings_know_python(self) -> None:
         for folder in ("include", "src"):
