@@ -8,7 +8,8 @@ from itertools import accumulate
 
 import models
 import pytest
-from logitfuse.member import Member, MemberStats
+from logitfuse.cache import MemberStats
+from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
 from logitfuse.strategies.engine import RunStats
