@@ -14,15 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from logitfuse import _core
 from logitfuse.cache import MemberStats, TokenCache
 from logitfuse.canonical import CanonicalReply
 from logitfuse.errors import ContextLengthError, PromptError
+from logitfuse.evidence import Span, share
 from logitfuse.llama import LlamaContext, LlamaModel, Row
 from logitfuse.vocab import Vocab
+from logitfuse.weights import PromptEvidence
 
 
 class Place(NamedTuple):
@@ -256,29 +255,19 @@ class Member:
         self.stats.reused_tokens += kept
         self.boundary = 1.0  # the prompt ends where its author ended it
 
-    def prompt_evidence(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """How well the member predicted the prompt it began with.
+    def prompt_evidence(self, text: bytes, spans: Sequence[Span] | None = None) -> PromptEvidence:
+        """How well the member predicted the prompt that it has begun with.
 
-        Returns
-        -------
-        ends : int64 array ``[n_tokens]``
-            Where each token ends in the text of the prompt, bytes.  A begin-of-text token has none,
-            nor has the space that some vocabularies put before every text.
-        nats : float64 array ``[n_tokens]``
-            Log-probability of each; NaN where it is not known: the first, and what was in the
-            cache before it was to be scored.
+        Parameters
+        ----------
+        text : bytes
+            What the prompt was made from.
+        spans : sequence of (int, int), optional
+            Only these parts of the text count; by default all of it.
         """
-        lengths = np.array(self.vocab._core.lengths(self._prompt), np.int64)
-        bos = self._prompt[0] == self.model.bos
-        if bos:
-            lengths[0] = 0
-        first = int(bos)
-        if self._canonical.spaces and self.vocab.join(self._prompt[first : first + 1])[:1] == b" ":
-            lengths[first] -= 1
-        nats = np.full(len(self._prompt), np.nan)
-        known = self._cache.nats[: len(self._prompt)]
-        nats[: len(known)] = known
-        return np.cumsum(lengths), nats
+        nats = self._cache.nats[: len(self._prompt)]
+        pieces = [self.vocab.token_bytes(token) for token in self._prompt]
+        return share(pieces, nats, text, [(0, len(text))] if spans is None else spans)
 
     def place(self, reply: bytes, pending: Sequence[bytes] = ()) -> Place:
         """Where the reply stands, in canonical tokens; nothing is decoded.

@@ -11,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from logitfuse import _core, chat
 from logitfuse.alignment import align
 from logitfuse.errors import ConfigError, FusionError, MemberError
+from logitfuse.evidence import Span, spans_of
 from logitfuse.member import Member
 from logitfuse.sampling import make_sampler
 from logitfuse.strategies.base import (
@@ -25,6 +28,7 @@ from logitfuse.strategies.base import (
     Step,
 )
 from logitfuse.text import ReplyText
+from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
 
@@ -76,6 +80,16 @@ class RunStats:
         return self.decisions["fused"] / max(1, self.steps)
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """A member's own rendering of the prompt."""
+
+    tokens: list[int]
+    text: bytes
+    stop: tuple[str, ...] = ()  #: what else ends the member's replies
+    spans: Sequence[Span] | None = None  #: of what all members are given in it; None: all of it
+
+
 class Engine(ABC):
     """Members, one reply, and the loop that extends it unit by unit.
 
@@ -117,6 +131,9 @@ class Engine(ABC):
         vocabs = [members[i].vocab for i in self._running]
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
         self._noticed: set[Member] = set()
+        self._prompts: dict[int, _Prompt] = {}
+        #: Prompts are scored, for `_evidence`.
+        self._reads_prompt = False
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
             for member in self.members
@@ -174,37 +191,50 @@ class Engine(ABC):
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
         """Bring the running members to their renderings of the prompt; returns the stop strings."""
         stops = list(request.stop)
-        prompts: dict[int, list[int]] = {}
+        self._prompts = {}
         for i in self._running:
-            prompts[i], ends = self._render(self.members[i], request.prompt)
-            self.members[i].require_room(prompts[i])  # before anybody decodes
-            stops += ends
+            self._prompts[i] = prompt = self._render(self.members[i], request.prompt)
+            self.members[i].require_room(prompt.tokens)  # before anybody decodes
+            stops += prompt.stop
         first = self._running[0]
-        self.stats.prompt_tokens = len(prompts[first])
-        for token in prompts[first]:
+        self.stats.prompt_tokens = len(self._prompts[first].tokens)
+        for token in self._prompts[first].tokens:
             symbol = self.alignment.symbol(first, token)
             if symbol is not None:
                 sampler.accept(symbol)
-        self._together(lambda i: self.members[i].begin(prompts[i]))
+        score = self._reads_prompt
+        self._together(lambda i: self.members[i].begin(self._prompts[i].tokens, score=score))
         self.stats.decode_s = self.stats.sync_s = 0.0
         return tuple(dict.fromkeys(stops))
 
-    def _render(self, member: Member, prompt: Any) -> tuple[list[int], tuple[str, ...]]:
+    def _render(self, member: Member, prompt: Any) -> _Prompt:
         """A member's own tokens for the prompt, and what else ends its replies."""
         if isinstance(prompt, str | bytes):
-            return member.tokenize_prompt(prompt), ()
+            text = prompt.encode("utf-8", "surrogatepass") if isinstance(prompt, str) else prompt
+            return _Prompt(member.tokenize_prompt(text), text)
         if all(isinstance(item, int) for item in prompt):
             if self.alignment.identical and len(prompt):  # symbols are tokens
-                return member.check_prompt(prompt), ()
+                tokens = member.check_prompt(prompt)
+                return _Prompt(tokens, member.vocab.join(tokens))
             text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
-            return member.tokenize_prompt(text), ()
+            return _Prompt(member.tokenize_prompt(text), text)
         rendered = chat.render(member.model, prompt)
         if rendered.plain and member not in self._noticed:
             self._noticed.add(member)
             _log.warning(
                 "%s has no chat template (a base model?): it reads a plain transcript", member.name
             )
-        return member.tokenize_prompt(rendered.text), rendered.stop
+        text = rendered.text.encode("utf-8", "surrogatepass")
+        tokens = member.tokenize_prompt(text)
+        return _Prompt(tokens, text, rendered.stop, spans_of(chat.check_messages(prompt), text))
+
+    def _evidence(self) -> list[PromptEvidence]:
+        """How each member reads the prompt; of one that does not run, nothing is known."""
+        nothing = PromptEvidence(np.empty(0, np.int64), np.empty(0))
+        found = [nothing] * len(self.members)
+        for i, prompt in self._prompts.items():
+            found[i] = self.members[i].prompt_evidence(prompt.text, prompt.spans)
+        return found
 
     @abstractmethod
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
