@@ -8,10 +8,12 @@ from itertools import accumulate
 
 import models
 import pytest
-from logitfuse.member import Member, MemberStats
+from logitfuse.cache import MemberStats
+from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
-from logitfuse.strategies.fuse import Fuse, RunStats
+from logitfuse.strategies.engine import RunStats
+from logitfuse.strategies.fuse import Fuse
 from pytest_benchmark.fixture import BenchmarkFixture
 
 TEXT = (

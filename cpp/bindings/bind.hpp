@@ -23,6 +23,7 @@ void bind_kernels(pybind11::module_& m);
 void bind_vocab(pybind11::module_& m);
 void bind_alignment(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
+void bind_fitting(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_bytes(pybind11::module_& m);
 

@@ -36,6 +36,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   bind_vocab(m);
   bind_alignment(m);
   bind_pool(m);
+  bind_fitting(m);
   bind_sampling(m);
   bind_bytes(m);
 }

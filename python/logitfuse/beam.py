@@ -2,8 +2,8 @@
 
 The native `ByteBeam` says which tokenisations of the text matter and which of them need a forward
 pass; here they get it.  Sequence 0 of the member's context, the *trunk*, holds the canonical tokens
-of the text that was given; paths that leave it, and all paths behind it, are branches that share its
-cells.
+of the text that was given; paths that leave it, and all paths behind it, are branches that share
+its cells.
 """
 
 from __future__ import annotations
@@ -179,10 +179,10 @@ class Beam:
     def _decode_branches(self, ids: list[int], tokens: dict[int, int]) -> None:
         member = self.member
         paths = [self._paths[i] for i in ids]
-        member.decode_branches(
+        rows = member.decode_branches(
             [tokens[i] for i in ids],
             [path.n_tokens - 1 for path in paths],
             [path.branch for path in paths],
         )
-        for k, i in enumerate(ids):
-            self.core.row(i, member.context.row(len(ids) - k))
+        for i, row in zip(ids, rows, strict=True):
+            self.core.row(i, row)

@@ -15,7 +15,8 @@ from logitfuse.errors import ConfigError, LogitfuseError, PromptError
 from logitfuse.pooling import FLOOR
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import ChunkStream, Message, Request
-from logitfuse.strategies.fuse import Fuse, RunStats
+from logitfuse.strategies.engine import RunStats
+from logitfuse.strategies.fuse import Fuse
 
 AnyPath = str | PathLike[str]
 

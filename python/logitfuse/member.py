@@ -1,6 +1,6 @@
 """A member: one model kept in step with a text that it does not write alone.
 
-The members share the bytes of the reply.  After every step a member's KV cache holds its own
+The members share the bytes of the reply.  Where a member votes, its KV cache holds its own
 *canonical* tokens of the whole reply, not a concatenation of separately tokenised pieces: a short
 tail is tokenised again, the longest common prefix stays, the rest is rolled back and decoded.
 Over many texts and tokenizer pairs the rollback never exceeded four tokens.
@@ -10,47 +10,52 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import accumulate
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from logitfuse import _core
-from logitfuse.errors import ContextLengthError, DecodeError, PromptError
-from logitfuse.llama import LlamaContext, LlamaModel, Row, last_log
+from logitfuse.cache import MemberStats, TokenCache
+from logitfuse.canonical import CanonicalReply
+from logitfuse.errors import ContextLengthError, PromptError
+from logitfuse.evidence import Span, share
+from logitfuse.llama import LlamaContext, LlamaModel, Row
 from logitfuse.vocab import Vocab
-
-#: Tokens tokenised again after each step, and how many of them must come out as they were.  In
-#: 110,000 checks over seven tokenizer pairs and five scripts a tail that passed was never wrong.
-_TAIL, _CHECK = 12, 2
-#: Precedes a tail in vocabularies that put a space before every text; its own tokens are dropped.
-_GUARD = b"\n"
-#: Checkpoints kept for memories that cannot be cut back: more than the deepest rollback.
-_CHECKPOINTS = 8
-#: Rows kept from before the last steps, for the boundary probability after a rollback.  Copying one
-#: costs 40 us at 262,144 tokens; decoding the token again would cost a forward pass.
-_ROWS = 4
+from logitfuse.weights import PromptEvidence
 
 
-@dataclass
-class MemberStats:
-    """What a member did since these figures were put in place."""
+class Place(NamedTuple):
+    """Where the reply stands, in a member's tokens (see `Member.place`).
 
-    decoded_tokens: int = 0
-    rolled_back_tokens: int = 0
-    rollbacks: int = 0
-    deepest_rollback: int = 0
-    reused_tokens: int = 0  #: of prompts, found in the KV cache
-    full_tokenisations: int = 0  #: the tail's self-check failed
-    decode_s: float = 0.0
-    sync_s: float = 0.0  #: tokenising, comparing, rolling back
+    Attributes
+    ----------
+    tokens : list of int
+        Of the prompt and the reply.
+    stalled : bool
+        The member cannot spell the unfinished character at the end.
+    """
 
-    def as_dict(self) -> dict[str, int | float]:
-        """All figures by name."""
-        return asdict(self)
+    tokens: list[int]
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """What a member knows at a place.
+
+    Attributes
+    ----------
+    row : float32 array ``[n_vocab]`` or None
+        Logits of the next token; valid until the member moves on.  None if it is stalled.
+    boundary : float
+        The member's own belief that its last token ends where it ends, 0..1.
+    stalled : bool
+        It cannot spell the unfinished character at the end of the text.
+    """
+
+    row: Row | None
+    boundary: float
+    stalled: bool = False
 
 
 def cores() -> int:
@@ -123,22 +128,13 @@ class Member:
             flash_attn=flash_attn,
             n_branches=n_branches,
         )
-        self.stats = MemberStats()
         #: The member's own belief that its last token ends where it ends (see `boundary`).
         self.boundary = 1.0
         #: It cannot spell the unfinished character at the end of the text: its row is stale.
         self.stalled = False
-        self._guard = self._find_guard()
-        self._rows = np.empty((_ROWS, len(self.vocab)), np.float32)
-        self._rows_at = [-1] * _ROWS  # how many tokens each of them has seen
-        self._kv: list[int] = []  # what the cache holds
-        self._has_row = False  # ... and whether the row of its last token is at hand
+        self._canonical = CanonicalReply(self.model, self.vocab)
+        self._cache = TokenCache(self.context, self.name)
         self._prompt: list[int] = []
-        self._reply: list[int] = []  # canonical tokens of the reply
-        self._ends: list[int] = []  # where each of them ends in the reply, bytes
-        self._checkpoints: deque[tuple[int, NDArray[np.uint8]]] | None = (
-            deque(maxlen=_CHECKPOINTS) if self.model.remembers_by_state else None
-        )
 
     def __repr__(self) -> str:
         return f"Member({self.name!r}, {len(self.vocab)} tokens, n_ctx={self.n_ctx})"
@@ -156,12 +152,21 @@ class Member:
     @property
     def n_tokens(self) -> int:
         """Tokens in the KV cache."""
-        return len(self._kv)
+        return len(self._cache.tokens)
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the KV cache."""
-        return tuple(self._kv)
+        return tuple(self._cache.tokens)
+
+    @property
+    def stats(self) -> MemberStats:
+        """What the member did since these figures were put in place."""
+        return self._cache.stats
+
+    @stats.setter
+    def stats(self, stats: MemberStats) -> None:
+        self._cache.stats = stats
 
     @property
     def row(self) -> Row:
@@ -170,17 +175,9 @@ class Member:
 
     # -- tokenizing ---------------------------------------------------------------------------
 
-    def _find_guard(self) -> list[int] | None:
-        """Tokens of the guard where the vocabulary puts a space before every text, else None."""
-        letter = self.model.tokenize(b"a")
-        return None if self.vocab.join(letter) == b"a" else self.model.tokenize(_GUARD)
-
     def tokenize(self, text: bytes) -> list[int]:
         """Canonical tokens of valid UTF-8 text as the continuation of earlier text."""
-        if self._guard is None:
-            return self.model.tokenize(text)
-        tokens = self.model.tokenize(_GUARD + text)
-        return tokens[len(self._guard) :]
+        return self._canonical.tokenize(text)
 
     def tokenize_prompt(self, text: str | bytes) -> list[int]:
         """Tokens of a prompt, begun as the model wants it; special tokens are recognised.
@@ -224,27 +221,7 @@ class Member:
 
     def reset(self) -> None:
         """Forget everything: the next prompt is decoded from its first token."""
-        self._forget()
-
-    def _canonical(self, reply: bytes) -> list[int]:
-        """Canonical tokens of the reply, tokenising only its tail where that is provably enough."""
-        first = max(0, len(self._reply) - _TAIL)
-        while first and _is_inside(reply, self._ends[first - 1]):
-            first -= 1
-        start = self._ends[first - 1] if first else 0
-        tail = self.tokenize(reply[start:])
-        if first and tail[:_CHECK] != self._reply[first : first + _CHECK]:
-            self.stats.full_tokenisations += 1
-            first, start, tail = 0, 0, self.tokenize(reply)
-        ends = list(accumulate(self.vocab._core.lengths(tail), initial=start))[1:]
-        if ends and ends[-1] != len(reply):
-            # The tokenizer changed the text (SentencePiece takes U+2581 for a space): offsets are
-            # meaningless, so the next step starts from the whole reply again.
-            self._reply, self._ends = [], []
-            return self.tokenize(reply)
-        self._reply[first:] = tail
-        self._ends[first:] = ends
-        return self._reply
+        self._cache.forget()
 
     # -- moving on ----------------------------------------------------------------------------
 
@@ -258,13 +235,15 @@ class Member:
         if len(prompt) >= self.n_ctx:
             raise ContextLengthError(member=self.name, n_tokens=len(prompt), n_ctx=self.n_ctx)
 
-    def begin(self, prompt: Sequence[int]) -> None:
+    def begin(self, prompt: Sequence[int], *, score: bool = False) -> None:
         """Start a new answer: bring the cache to the prompt, reusing what it already holds.
 
         Parameters
         ----------
         prompt : sequence of int
             From `tokenize_prompt`.
+        score : bool
+            Keep the log-probabilities of the tokens that are decoded, for `prompt_evidence`.
 
         Raises
         ------
@@ -274,13 +253,28 @@ class Member:
         """
         self.require_room(prompt)
         self._prompt = list(prompt)
-        self._reply, self._ends = [], []
+        self._canonical.clear()
         self.stalled = False
-        self.stats.reused_tokens += self._move(self._prompt)
+        kept, _ = self._cache.move(self._prompt, len(prompt), score=score)
+        self.stats.reused_tokens += kept
         self.boundary = 1.0  # the prompt ends where its author ended it
 
-    def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> bool:
-        """Bring the cache to the canonical tokens of the reply.
+    def prompt_evidence(self, text: bytes, spans: Sequence[Span] | None = None) -> PromptEvidence:
+        """How well the member predicted the prompt that it has begun with.
+
+        Parameters
+        ----------
+        text : bytes
+            What the prompt was made from.
+        spans : sequence of (int, int), optional
+            Only these parts of the text count; by default all of it.
+        """
+        nats = self._cache.nats[: len(self._prompt)]
+        pieces = [self.vocab.token_bytes(token) for token in self._prompt]
+        return share(pieces, nats, text, [(0, len(text))] if spans is None else spans)
+
+    def place(self, reply: bytes, pending: Sequence[bytes] = ()) -> Place:
+        """Where the reply stands, in canonical tokens; nothing is decoded.
 
         Parameters
         ----------
@@ -290,6 +284,72 @@ class Member:
             Units of the reply behind that boundary which do not yet complete a character.  No
             tokenizer can be asked about them: they are followed by their twins, or the member
             stalls until the character is complete.
+        """
+        started, misses = time.perf_counter(), self._canonical.misses
+        twins = [self.vocab.lookup(unit) for unit in pending]
+        known = [twin for twin in twins if twin is not None]
+        stalled = len(known) < len(twins)
+        tokens = self._prompt + self._canonical.follow(reply) + ([] if stalled else known)
+        self.stats.full_tokenisations += self._canonical.misses - misses
+        self.stats.sync_s += time.perf_counter() - started
+        return Place(tokens, stalled)
+
+    def place_of(self, tokens: Sequence[int]) -> Place:
+        """Where the reply stands if it is these tokens: for members of one vocabulary."""
+        return Place([*self._prompt, *tokens])
+
+    def go(self, place: Place, views: int = 1) -> None:
+        """Bring the cache to a place.
+
+        Parameters
+        ----------
+        place : Place
+            At most `n_ctx` tokens.
+        views : int
+            How many of the last places, one token apart, `view` will be asked for.
+
+        Raises
+        ------
+        DecodeError
+        """
+        self.stalled = place.stalled
+        if place.stalled and place.tokens == self._cache.tokens:
+            return
+        n = len(place.tokens)
+        _, dropped = self._cache.move(place.tokens, max(len(self._prompt), n - views))
+        if dropped:
+            self.stats.rollbacks += 1
+            self.stats.rolled_back_tokens += dropped
+            self.stats.deepest_rollback = max(self.stats.deepest_rollback, dropped)
+        boundary = self._boundary(n)
+        self.boundary = 1.0 if boundary is None else boundary
+
+    def view(self, place: Place) -> View | None:
+        """What the member knows at a place, if it need not decode for it."""
+        n = len(place.tokens)
+        if place.stalled:
+            return View(None, 0.0, stalled=True)
+        row = self._cache.rows.after(n)
+        if row is None or self._cache.tokens[:n] != place.tokens:
+            return None
+        boundary = self._boundary(n)
+        return None if boundary is None else View(row, boundary)
+
+    def _boundary(self, n: int) -> float | None:
+        """The boundary probability of the n-th token in the cache; None: no row before it."""
+        if n <= len(self._prompt):
+            return 1.0
+        before = self._cache.rows.after(n - 1)
+        if before is None:
+            return None
+        return _core.boundary_probability(self.vocab._core, before, self._cache.tokens[n - 1])
+
+    def keep_rows(self, n: int) -> None:
+        """Remember the rows of the last `n` places that the cache has been brought to."""
+        self._cache.rows.reserve(n)
+
+    def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> bool:
+        """Bring the cache to where the reply stands (see `place`).
 
         Returns
         -------
@@ -300,17 +360,10 @@ class Member:
         ------
         DecodeError
         """
-        started = time.perf_counter()
-        twins = [self.vocab.lookup(unit) for unit in pending]
-        known = [twin for twin in twins if twin is not None]
-        stalled = len(known) < len(twins)
-        target = self._prompt + self._canonical(reply) + ([] if stalled else known)
-        self.stats.sync_s += time.perf_counter() - started
-        if len(target) > self.n_ctx:
+        place = self.place(reply, pending)
+        if len(place.tokens) > self.n_ctx:
             return False
-        self.stalled = stalled
-        if not (stalled and target == self._kv):
-            self._move(target)
+        self.go(place)
         return True
 
     def append(self, token: int) -> bool:
@@ -321,157 +374,19 @@ class Member:
         bool
             False, and nothing has changed, if the context is full.
         """
-        if len(self._kv) == self.n_ctx:
+        if self.n_tokens == self.n_ctx:
             return False
-        self._decode([token], len(self._kv), outputs=1)
+        self._cache.append(token)
         return True
 
+    # -- branches -----------------------------------------------------------------------------
+
     def extend(self, tokens: list[int]) -> list[Row]:
-        """Decode tokens behind those in the cache, in one batch of at most `n_batch`.
-
-        Returns
-        -------
-        list of Row
-            One for each: views, valid until the member moves on.
-        """
-        self._decode(tokens, len(self._kv), outputs=len(tokens))
-        return [self.context.row(back) for back in range(len(tokens), 0, -1)]
-
-    def _move(self, target: list[int]) -> int:
-        """Make the cache hold exactly `target`; returns how many tokens could stay."""
-        started = time.perf_counter()
-        kept = common = _common_prefix(self._kv, target)
-        if kept == len(target) == len(self._kv) and self._has_row:
-            return kept
-        self._keep_row()
-        kept = min(kept, len(target) - 1)  # the last token gives the row
-        if kept < len(self._kv):
-            self._count_rollback(len(self._kv) - common)
-            if len(self._prompt) <= kept == len(target) - 1 and self._row_after(kept) is None:
-                kept = max(0, kept - 1)  # the boundary needs the row before the last token
-            kept = self._roll_back(kept)
-        new = target[kept:]
-        before = self._row_after(kept) if len(new) == 1 else None
-        if before is not None:
-            self.boundary = self._boundary(before, new[0])
-        self.stats.sync_s += time.perf_counter() - started
-        self._decode(new, kept, outputs=min(2, len(new)))
-        if before is None:
-            self.boundary = self._boundary(self.context.row(2), new[-1]) if len(new) > 1 else 1.0
-        return kept
+        """Decode tokens behind those in the cache; see `TokenCache.extend`."""
+        return self._cache.extend(tokens)
 
     def decode_branches(
         self, tokens: Sequence[int], positions: Sequence[int], branches: Sequence[int]
-    ) -> None:
-        """Decode one token for each of several branches; rows as in `LlamaContext`.
-
-        Raises
-        ------
-        DecodeError
-        """
-        began = time.perf_counter()
-        code = self.context.decode_branches(tokens, positions, branches)
-        self._has_row = False
-        if code != 0:
-            self._forget()
-            raise self._failed(len(tokens), max(positions), code)
-        self.stats.decoded_tokens += len(tokens)
-        self.stats.decode_s += time.perf_counter() - began
-
-    def _failed(self, n: int, start: int, code: int) -> DecodeError:
-        return DecodeError(
-            f"member '{self.name}' failed to decode {n} tokens at position {start} "
-            f"(llama_decode returned {code}: {last_log()})",
-            member=self.name,
-            code=code,
-        )
-
-    def _boundary(self, row: Row, token: int) -> float:
-        return _core.boundary_probability(self.vocab._core, row, token)
-
-    def _keep_row(self) -> None:
-        """Copy the present row, which the next decode overwrites."""
-        if self._has_row:
-            slot = len(self._kv) % _ROWS
-            np.copyto(self._rows[slot], self.row)
-            self._rows_at[slot] = len(self._kv)
-
-    def _row_after(self, n_tokens: int) -> Row | None:
-        """The row after the first `n_tokens` of the cache, if it was kept."""
-        slot = n_tokens % _ROWS
-        return self._rows[slot] if self._rows_at[slot] == n_tokens else None
-
-    def _decode(self, tokens: list[int], start: int, *, outputs: int) -> None:
-        began = time.perf_counter()
-        self._has_row = False
-        try:
-            code = self.context.decode(tokens, start, outputs=outputs)
-        except BaseException:  # Ctrl-C: nobody knows what the cache holds now
-            self._forget()
-            raise
-        if code != 0:
-            self._forget()
-            raise self._failed(len(tokens), start, code)
-        self._kv[start:] = tokens
-        self._has_row = True
-        if self._checkpoints is not None:
-            self._checkpoints.append((len(self._kv), self.context.save()))
-        self.stats.decoded_tokens += len(tokens)
-        self.stats.decode_s += time.perf_counter() - began
-
-    def _roll_back(self, n_keep: int) -> int:
-        """Forget tokens from `n_keep` on, or a few more; returns how many are left."""
-        if self._checkpoints is not None:
-            n_keep = self._restore(n_keep)
-        elif not self.context.cut(n_keep):
-            self._forget()
-            n_keep = 0
-        del self._kv[n_keep:]
-        self._has_row = False
-        self._rows_at = [n if n <= n_keep else -1 for n in self._rows_at]
-        return n_keep
-
-    def _count_rollback(self, dropped: int) -> None:
-        if self._reply and dropped:  # not a new prompt
-            self.stats.rollbacks += 1
-            self.stats.rolled_back_tokens += dropped
-            self.stats.deepest_rollback = max(self.stats.deepest_rollback, dropped)
-
-    def _restore(self, n_keep: int) -> int:
-        """Roll a recurrent memory back to the last checkpoint at or before `n_keep`."""
-        assert self._checkpoints is not None
-        while self._checkpoints and self._checkpoints[-1][0] > n_keep:
-            self._checkpoints.pop()
-        if self._checkpoints:
-            n_tokens, state = self._checkpoints[-1]
-            if self.context.restore(state) and self.context.cut(n_tokens):
-                return n_tokens
-        self._forget()
-        return 0
-
-    def _forget(self) -> None:
-        self.context.clear()
-        self._kv.clear()
-        self._rows_at = [-1] * _ROWS
-        self._has_row = False
-        if self._checkpoints is not None:
-            self._checkpoints.clear()
-
-
-def _is_inside(text: bytes, at: int) -> bool:
-    """Whether a character or a number goes on at this position.
-
-    A tail that began there would be tokenised as garbage, or with its digits in other groups of
-    three than the whole; the latter shows only behind the digits, where no check looks.
-    """
-    if text[at] & 0xC0 == 0x80:
-        return True
-    before = text[max(0, at - 4) : at].decode(errors="ignore")[-1:]
-    return before.isnumeric() and text[at : at + 4].decode(errors="ignore")[:1].isnumeric()
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    n = min(len(a), len(b))
-    if list(a[:n]) == list(b[:n]):  # one comparison in C for the common case
-        return n
-    return next(i for i in range(n) if a[i] != b[i])
+    ) -> list[Row]:
+        """Decode one token for each of several branches; see `TokenCache.decode_branches`."""
+        return self._cache.decode_branches(tokens, positions, branches)

@@ -13,10 +13,10 @@ import llama_cpp
 import numpy as np
 import pytest
 from logitfuse import Ensemble, LogitfuseError, TokenKind
+from logitfuse.cache import MemberStats
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, PromptError
 from logitfuse.llama import LlamaModel
 from logitfuse.llama.backend import repacks_safely
-from logitfuse.member import MemberStats
 
 PROMPT = "Once upon a time"
 CHAT = [{"role": "user", "content": "Hello there"}]

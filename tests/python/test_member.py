@@ -16,7 +16,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logitfuse import chat
+from logitfuse import _core, chat
 from logitfuse.errors import (
     DecodeError,
     PromptError,
@@ -394,24 +394,28 @@ class TestTail:
         asked: list[int] = []
         reply = ReplyText()
         member.begin(member.tokenize_prompt(PROMPT))
-        tokenize = member.tokenize
+        tokenize = member._canonical.tokenize
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                member, "tokenize", lambda text: asked.append(len(text)) or tokenize(text)
+                member._canonical,
+                "tokenize",
+                lambda text: asked.append(len(text)) or tokenize(text),
             )
             for piece in cut((6 * text).encode(), [4]):
                 reply.append(piece)
-                member._canonical(reply.complete)
+                member.place(reply.complete)
         assert member.stats.full_tokenisations - before <= 2
         assert sum(length > 150 for length in asked) <= 2
 
     @staticmethod
     def check(member: Member, text: bytes, lengths: Sequence[int]) -> None:
-        member.begin(member.tokenize_prompt(PROMPT))
+        prompt = member.tokenize_prompt(PROMPT)
+        member.begin(prompt)
         reply = ReplyText()
         for piece in cut(text, lengths):
             reply.append(piece)
-            assert member._canonical(reply.complete) == member.tokenize(reply.complete)
+            place = member.place(reply.complete)
+            assert place.tokens == prompt + member.tokenize(reply.complete)
 
 
 class TestTokenize:
@@ -514,7 +518,7 @@ class TestRealModels:
         before = np.ascontiguousarray(context.row(2))
         assert distance(member.row, context.row()) < 0.05
         assert int(np.argmax(member.row)) in np.argsort(-context.row())[:2]
-        expected = member._boundary(before, member.tokens[-1])
+        expected = _core.boundary_probability(member.vocab._core, before, member.tokens[-1])
         assert member.boundary == pytest.approx(expected, abs=0.1)
 
 

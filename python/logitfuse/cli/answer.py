@@ -29,7 +29,7 @@ def stream_answer(
     fuse: Fuse, request: Request, *, quiet: bool = False, show_members: bool = False
 ) -> Answer:
     """Print an answer while it comes (unless `quiet`); what was generated is never lost."""
-    from logitfuse.member import MemberStats
+    from logitfuse.cache import MemberStats
 
     names = [member.name for member in fuse.members]
     for member in fuse.members:

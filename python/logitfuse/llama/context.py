@@ -210,6 +210,12 @@ class LlamaContext:
         row: Row = np.frombuffer(buffer, np.float32)
         return row
 
+    def set_threads(self, n: int) -> None:
+        """Decode with so many threads from now on."""
+        if n != self.n_threads:
+            lib.llama_set_n_threads(self._handle, n, n)
+            self.n_threads = n
+
     def cut(self, n_keep: int) -> bool:
         """Forget all tokens from position `n_keep` on; False if this memory cannot."""
         return bool(lib.llama_memory_seq_rm(self._memory, 0, n_keep, -1))

@@ -59,12 +59,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One generated symbol and who wanted it.
+    """One generated unit and who wanted it.
 
     Attributes
     ----------
     symbol : int
-        Its id in the alignment.
+        Its id in the alignment; -1 if it is not the text of any one token.
     unit : bytes
         The bytes it adds to the text; empty for the end.
     logprob : float

@@ -1,36 +1,39 @@
-"""The lockstep engine: at every token the members' distributions become one."""
+"""Token-level fusion: at every step the members' distributions become one."""
 
 from __future__ import annotations
 
-import logging
+import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from logitfuse import _core, chat
-from logitfuse.alignment import align
-from logitfuse.errors import ConfigError, FusionError, MemberError
-from logitfuse.gates import GATES, GateName
-from logitfuse.member import Member
-from logitfuse.pooling import FLOOR, TOP, PoolName
-from logitfuse.sampling import make_sampler
-from logitfuse.strategies.base import (
-    Chunk,
-    ChunkStream,
-    DecisionName,
-    FinishReason,
-    Request,
-    Step,
+import numpy as np
+
+from logitfuse import _core
+from logitfuse.errors import ConfigError
+from logitfuse.gates import (
+    ABLE,
+    GATES,
+    Certain,
+    GateName,
+    RowFeatures,
+    Solo,
+    Voter,
+    one_begins_the_other,
 )
+from logitfuse.member import Member
+from logitfuse.pooling import FLOOR, PoolName
+from logitfuse.schedules import SCHEDULES, Eager, Lazy, Schedule, ScheduleName
+from logitfuse.strategies.base import DecisionName, Request, Step
+from logitfuse.strategies.tokens import TokenEngine
 from logitfuse.text import ReplyText
+from logitfuse.weights import Given, Weigher
 
-#: Candidates per member that are listed, in turn, until no unlisted one could matter.
-_DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
-
-_log = logging.getLogger("logitfuse")
+#: By how much the lead of a symbol must exceed the weight of those not asked, since the pool is
+#: right to 5e-7 of each log-probability.
+_SLACK = 1e-5
+#: Best tokens per member among which the two best symbols of a part of the pool are looked for.
+_TOP = 8
 
 _DECISIONS: dict[_core.Decision, DecisionName] = {
     _core.Decision.open: "fused",
@@ -39,54 +42,25 @@ _DECISIONS: dict[_core.Decision, DecisionName] = {
 }
 
 
-@dataclass
-class RunStats:
-    """What one answer took; times in seconds of wall clock.
+@dataclass(frozen=True)
+class _Asked:
+    """Whose rows the pool has read.
 
     Attributes
     ----------
-    decisions : Counter of str
-        How many steps were led by one member, agreed, certain, fused.
-    ends : int
-        Steps that ended the answer (0 or 1).
-    votes : list of int
-        For every member: in how many steps it voted.
-    wins : list of int
-        For every member: in how many fused steps the answer was its own best candidate.
-    prompt_tokens : int
-        Of the first member that runs.
-    prefill_s : float
-        The prompt.
-    decode_s, sync_s, fuse_s : float
-        The steps after it: waiting for the slowest member's `llama_decode`; what members did
-        besides; gates, pool and sampling.
-    total_s : float
-        Everything.
+    votes : list of float
+        One per member; 0: does not vote.
+    primary : int
+    settled : bool
+        The others could not change the greedy answer.
     """
 
-    decisions: Counter[DecisionName] = field(default_factory=Counter)
-    ends: int = 0
-    votes: list[int] = field(default_factory=list)
-    wins: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    sync_s: float = 0.0
-    fuse_s: float = 0.0
-    total_s: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Symbols generated, the end included."""
-        return self.decisions.total()
-
-    @property
-    def fused_share(self) -> float:
-        """Share of steps that only the pool could decide."""
-        return self.decisions["fused"] / max(1, self.steps)
+    votes: list[float]
+    primary: int
+    settled: bool = False
 
 
-class Fuse:
+class Fuse(TokenEngine):
     """N members, one distribution per step: pool + weights + gate.
 
     Parameters
@@ -94,10 +68,23 @@ class Fuse:
     members : sequence of Member
     weights : sequence of float, optional
         Non-negative, not all zero; equal by default.  A member of weight 0 is not run.
+    weigher : Weigher, optional
+        Gives the weights step by step (see `logitfuse.weights`); by default they stay.  `weights`
+        still says who runs.
     pool : {"linear", "log-linear"}
     gate : {"boundary", "always"}
         Who votes.  Members with one common vocabulary always vote, and follow by the very tokens
         that are chosen, as each would by itself.
+    solo : Solo or Certain, optional
+        When the primary speaks alone (see `logitfuse.gates`); by default never.
+    primary : str or int, optional
+        Name or index; by default the member of largest weight.
+    guard : bool
+        If what is chosen and the primary's own best begin one another, keep the primary's: it ends
+        its words where its own tokens end (CoRE, arXiv 2510.13855).  Under sampling this changes
+        the distribution.
+    schedule : {"eager", "lazy"}
+        Who decodes when (see `logitfuse.schedules`).  The answers are the same.
     floor : float
         What a member without a twin contributes to the log-linear pool, nats.
     name : str, optional
@@ -107,7 +94,7 @@ class Fuse:
     FusionError
         Bad weights, unknown pool.
     ConfigError
-        No members, unknown gate.
+        No members, unknown gate, schedule or primary.
     """
 
     def __init__(
@@ -115,229 +102,156 @@ class Fuse:
         members: Sequence[Member],
         *,
         weights: Sequence[float] | None = None,
+        weigher: Weigher | None = None,
         pool: PoolName = "linear",
         gate: GateName = "boundary",
+        solo: Solo | Certain | None = None,
+        primary: str | int | None = None,
+        guard: bool = False,
+        schedule: ScheduleName = "eager",
         floor: float = FLOOR,
         name: str | None = None,
     ) -> None:
-        if not members:
-            raise ConfigError("an ensemble needs at least one member (-m model.gguf)")
         if gate not in GATES:
             raise ConfigError(f"unknown gate '{gate}'; known: {', '.join(GATES)}", key="gate")
-        self.members = tuple(members)
-        self.weights = _core.normalise_weights(
-            [1.0] * len(members) if weights is None else [float(w) for w in weights], len(members)
-        )
-        self.pool: PoolName = pool
+        if schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise ConfigError(f"unknown schedule '{schedule}'; known: {known}", key="schedule")
+        super().__init__(members, weights=weights, pool=pool, floor=floor, name=name)
         self.gate: GateName = gate
-        self.name = name or "+".join(member.name for member in members)
-        self.alignment = align([member.vocab for member in members])
-        self.stats = RunStats()
-        self._pool = _core.Pool(self.alignment._core, pool, floor)
-        self._running = [i for i, weight in enumerate(self.weights) if weight > 0]
-        vocabs = [members[i].vocab for i in self._running]
-        self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
-        self._gate = GATES["always" if self._one_vocab else gate]
-        self._noticed: set[Member] = set()
-        self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
-            for member in self.members
-        ]
+        self.weigher = Given(self.weights) if weigher is None else weigher
+        self.solo = solo
+        self.guard = guard
+        self.schedule: ScheduleName = schedule
+        used: GateName = "always" if self._one_vocab else gate
+        self._gate, self._able = GATES[used], ABLE[used]
+        self._primary = None if primary is None else self._find(primary, "primary")
+        self._row_pool = self._pool  # a linear one, for features of one row
+        if pool != "linear":
+            self._row_pool = _core.Pool(self.alignment._core, "linear", floor)
+        self._reads_prompt = self.weigher.reads_prompt
+        self._schedule = self._make_schedule()
 
-    def close(self) -> None:
-        """Free the members' models."""
-        for thread in self._threads:
-            thread.shutdown()
-        for member in self.members:
-            member.close()
+    def _make_schedule(self) -> Schedule:
+        return Lazy(self._crew) if self.schedule == "lazy" else Eager(self._crew)
 
-    def stream(self, request: Request) -> ChunkStream:
-        """Answer a request, one chunk per step and a last one with the finish reason.
-
-        Raises
-        ------
-        PromptError, ContextLengthError, FusionError
-            Before the first chunk.
-        MemberError
-            A member failed; `MemberError.text` is the answer so far.
-        """
-        started = time.perf_counter()
-        self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
-        sampler = make_sampler(request.sampling, self.alignment)
-        stops = self._prefill(request, sampler)
-        self.stats.prefill_s = time.perf_counter() - started
-        reply = ReplyText(stops)
-        try:
-            finish: FinishReason | None = None
-            while finish is None:
-                step = self._step(reply, sampler, request)
-                finish, text = self._extend(reply, step, request)
-                if finish is not None:
-                    text += reply.flush()
-                self.stats.total_s = time.perf_counter() - started
-                yield Chunk(text, (step,), finish)
-        except MemberError as error:
-            error.text = reply.text
-            raise
-        except FusionError as error:
-            if error.member is None:
-                raise
-            name = self.members[error.member].name
-            raise MemberError(
-                f"member '{name}' gave logits that cannot be fused: {error}",
-                member=name,
-                text=reply.text,
-            ) from error
-        finally:
-            self.stats.total_s = time.perf_counter() - started
-
-    # -- one answer ---------------------------------------------------------------------------
+    # -- one step -----------------------------------------------------------------------------
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
-        """Bring the running members to their renderings of the prompt; returns the stop strings."""
-        stops = list(request.stop)
-        prompts: dict[int, list[int]] = {}
-        for i in self._running:
-            prompts[i], ends = self._render(self.members[i], request.prompt)
-            self.members[i].require_room(prompts[i])  # before anybody decodes
-            stops += ends
-        first = self._running[0]
-        self.stats.prompt_tokens = len(prompts[first])
-        for token in prompts[first]:
-            symbol = self.alignment.symbol(first, token)
-            if symbol is not None:
-                sampler.accept(symbol)
-        self._together(lambda i: self.members[i].begin(prompts[i]))
-        self.stats.decode_s = self.stats.sync_s = 0.0
-        return tuple(dict.fromkeys(stops))
-
-    def _render(self, member: Member, prompt: Any) -> tuple[list[int], tuple[str, ...]]:
-        """A member's own tokens for the prompt, and what else ends its replies."""
-        if isinstance(prompt, str | bytes):
-            return member.tokenize_prompt(prompt), ()
-        if all(isinstance(item, int) for item in prompt):
-            if self.alignment.identical and len(prompt):  # symbols are tokens
-                return member.check_prompt(prompt), ()
-            text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
-            return member.tokenize_prompt(text), ()
-        rendered = chat.render(member.model, prompt)
-        if rendered.plain and member not in self._noticed:
-            self._noticed.add(member)
-            _log.warning(
-                "%s has no chat template (a base model?): it reads a plain transcript", member.name
-            )
-        return member.tokenize_prompt(rendered.text), rendered.stop
+        stops = super()._prefill(request, sampler)
+        self.weigher.begin(self._evidence() if self._reads_prompt else [])
+        return stops
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        """Choose the next symbol."""
+        before = self.stats.decode_s + self.stats.sync_s
         started = time.perf_counter()
-        votes = self._gate(self.members, self.weights)
-        rows = [m.row if vote > 0 else None for m, vote in zip(self.members, votes, strict=True)]
-        self._pool.read(rows, votes)
-        alone = sum(vote > 0 for vote in votes) == 1
+        asked = self._ask(reply, sampler, request)
+        step = self._say(asked, reply, sampler, request)
+        sampler.accept(step.symbol)
+        self._count(step, asked.votes)
+        if step.unit:
+            own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
+            self.weigher.observe(own, len(step.unit))
+        waited = self.stats.decode_s + self.stats.sync_s - before
+        self.stats.fuse_s += time.perf_counter() - started - waited
+        return step
+
+    def _ask(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> _Asked:
+        """Ask whom the step needs, and let the pool read the rows of those who vote."""
+        current = self.weigher.current()
+        weights = [w if i in self._running else 0.0 for i, w in enumerate(current)]
+        primary = self._primary
+        if primary is None:
+            primary = max(self._running, key=lambda i: (weights[i], -i))
+        asked = None
+        if self.solo is None or len(self._running) == 1:
+            pass
+        elif not isinstance(self.solo, Certain):
+            asked = self._ask_primary(self.solo, primary, weights)
+        elif self._lossless(sampler, request):
+            asked = self._ask_in_turn(primary, weights, reply, request)
+        if asked is not None:
+            return asked
+        voters = self._schedule.look(self._running)
+        given = self._gate(voters, [weights[i] for i in self._running])
+        votes = [0.0] * len(self.members)
+        for i, vote in zip(self._running, given, strict=True):
+            votes[i] = vote
+        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes)
+        return _Asked(votes, primary)
+
+    def _ask_primary(self, solo: Solo, primary: int, weights: Sequence[float]) -> _Asked | None:
+        """Only the primary, if the rule lets it speak alone."""
+        (voter,) = self._schedule.look([primary])
+        if weights[primary] <= 0 or not self._able(voter):
+            return None
+        votes = [weight if i == primary else 0.0 for i, weight in enumerate(weights)]
+        self._read(self._row_pool, {primary: voter}, votes)
+        if not solo(RowFeatures(self._row_pool, len(self.alignment))):
+            return None
+        if self._row_pool is not self._pool:
+            self._read(self._pool, {primary: voter}, votes)
+        return _Asked(votes, primary)
+
+    def _ask_in_turn(
+        self, primary: int, weights: Sequence[float], reply: ReplyText, request: Request
+    ) -> _Asked | None:
+        """The primary and the heaviest others, until the rest could not change the answer."""
+        others = (i for i in self._running if i != primary)
+        order = [primary, *sorted(others, key=lambda i: (-weights[i], i))]
+        voters: dict[int, Voter] = {}
+        votes = [0.0] * len(self.members)
+        missing = sum(weights)
+        for i in order[:-1]:
+            (voters[i],) = self._schedule.look([i])
+            missing -= weights[i]
+            votes[i] = weights[i] if self._able(voters[i]) else 0.0
+            if sum(votes) > missing + _SLACK:
+                self._read(self._pool, voters, votes)
+                if self._is_settled(sum(votes), missing, reply, request):
+                    return _Asked(votes, primary, settled=True)
+        return None
+
+    def _is_settled(
+        self, present: float, missing: float, reply: ReplyText, request: Request
+    ) -> bool:
+        """Whether those not asked, with so much weight, could still change the greedy answer."""
+        fused = self._pool.candidates(_TOP)
+        second = max(fused.outside, fused.logprob(1) if len(fused) > 1 else -math.inf)
+        lead = present * (math.exp(fused.logprob(0)) - math.exp(second))
+        return lead > missing + _SLACK and self._may_follow(reply, fused.symbol(0), request)
+
+    def _say(
+        self, asked: _Asked, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> Step:
+        """Choose from what the pool has read."""
         decision, symbol = self._pool.decide()
         index = 0
-        lossless = sampler.greedy and not sampler.processes and self.pool == "linear"
         if (
-            lossless
+            self._lossless(sampler, request)
             and decision != _core.Decision.open
-            and request.top_logprobs == 0
             and self._may_follow(reply, symbol, request)
         ):
-            fused = self._pool.score(symbol)
+            said = self._guarded(symbol, asked, reply, request)
+            fused = self._pool.score(said)
         else:
             fused, index = self._choose(reply, sampler, request)
             if not sampler.greedy or fused.symbol(index) != symbol:
                 decision = _core.Decision.open  # all alike or not, the pool was drawn from
-        symbol = fused.symbol(index)
-        step = Step(
-            symbol=symbol,
-            unit=self.alignment.symbol_bytes(symbol),
-            logprob=fused.logprob(index),
-            member_logprobs=tuple(fused.member_logprob(index)),
-            wishes=tuple(
-                None if best < 0 else self.alignment.symbol_bytes(best)
-                for best in self._pool.best()
-            ),
-            decision="led" if alone else _DECISIONS[decision],
-            top=self._top(fused, request.top_logprobs),
-        )
-        sampler.accept(symbol)
-        self._count(step, votes)
-        self.stats.fuse_s += time.perf_counter() - started
-        return step
+            symbol = fused.symbol(index)
+            said = self._guarded(symbol, asked, reply, request)
+            listed = np.flatnonzero(fused.symbols == said)
+            index = int(listed[0]) if len(listed) else index
+        name: DecisionName = "certain" if asked.settled else _DECISIONS[decision]
+        if fused.symbol(index) != symbol or sum(vote > 0 for vote in asked.votes) == 1:
+            name = "led"
+        return self._make_step(fused, index, name, request)
 
-    def _choose(
-        self, reply: ReplyText, sampler: _core.Sampler, request: Request
-    ) -> tuple[_core.Fused, int]:
-        """Pool and draw, listing more candidates until no unlisted one could matter."""
-        wanted = request.top_logprobs
-        for top in _DEPTHS:
-            fused = self._pool.candidates(top, sampler.touched)
-            sampler.process(fused)
-            listed = min(wanted, len(fused))
-            if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
-                continue  # an unlisted one may be among those that the caller wants to see
-            while len(fused):
-                index = sampler.draw(fused)
-                if index < 0:
-                    break
-                if self._may_follow(reply, fused.symbol(index), request):
-                    return fused, index
-                fused.forbid(index)
-        raise FusionError("no symbol that may follow the text has any probability left")
-
-    def _may_follow(self, reply: ReplyText, symbol: int, request: Request) -> bool:
-        """The text stays valid UTF-8, and does not end inside a character."""
-        if symbol == self.alignment.end:
-            return not (reply.unfinished or request.ignore_end)
-        return reply.accepts(self.alignment.symbol_bytes(symbol))
-
-    def _top(self, fused: _core.Fused, n: int) -> tuple[tuple[bytes, float], ...]:
-        return tuple(
-            (self.alignment.symbol_bytes(fused.symbol(k)), fused.logprob(k))
-            for k in range(min(n, len(fused)))
-        )
-
-    def _extend(
-        self, reply: ReplyText, step: Step, request: Request
-    ) -> tuple[FinishReason | None, str]:
-        """Add a step to the reply and bring the members there, unless the answer is over."""
-        if step.symbol == self.alignment.end:
-            return "stop", ""
-        text = reply.append(step.unit)
-        if reply.stopped:
-            return "stop", text
-        if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
-            return "length", text
-        if self._one_vocab:
-            twin = self.alignment._core.twin
-            fits = self._together(lambda i: self.members[i].append(twin(i, step.symbol)))
-        else:
-            complete, units = reply.complete, tuple(reply.units)
-            fits = self._together(lambda i: self.members[i].advance(complete, units))
-        return (None if all(fits) else "length"), text
-
-    def _together(self, move: Callable[[int], Any]) -> list[Any]:
-        """Run `move` for every running member in its own thread, where Ctrl-C cannot reach it."""
-        started = time.perf_counter()
-        before = [self.members[i].stats.decode_s for i in self._running]
-        futures = [self._threads[i].submit(move, i) for i in self._running]
-        try:
-            results = [future.result() for future in futures]
-        finally:
-            wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
-        decoding = max(
-            self.members[i].stats.decode_s - was
-            for i, was in zip(self._running, before, strict=True)
-        )
-        self.stats.decode_s += decoding
-        self.stats.sync_s += time.perf_counter() - started - decoding
-        return results
-
-    def _count(self, step: Step, votes: Sequence[float]) -> None:
-        self.stats.decisions[step.decision] += 1
-        self.stats.ends += step.symbol == self.alignment.end
-        for i, vote in enumerate(votes):
-            self.stats.votes[i] += vote > 0
-            self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit
+    def _guarded(self, symbol: int, asked: _Asked, reply: ReplyText, request: Request) -> int:
+        """What is said in place of a symbol that continues the primary's own best, or ends it."""
+        own = self._pool.best()[asked.primary]
+        if not self.guard or own < 0 or own == symbol:
+            return symbol
+        bytes_of = self.alignment.symbol_bytes
+        same = one_begins_the_other(bytes_of(own), bytes_of(symbol))
+        return own if same and self._may_follow(reply, own, request) else symbol

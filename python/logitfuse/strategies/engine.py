@@ -1,0 +1,291 @@
+"""The engine of token-level strategies: one shared reply that the members follow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from logitfuse import _core, chat
+from logitfuse.alignment import align
+from logitfuse.errors import ConfigError, FusionError, MemberError
+from logitfuse.evidence import Span, spans_of
+from logitfuse.member import Member
+from logitfuse.sampling import make_sampler
+from logitfuse.strategies.base import (
+    Chunk,
+    ChunkStream,
+    DecisionName,
+    FinishReason,
+    Request,
+    Step,
+)
+from logitfuse.text import ReplyText
+from logitfuse.weights import PromptEvidence
+
+_log = logging.getLogger("logitfuse")
+
+
+@dataclass
+class RunStats:
+    """What one answer took; times in seconds of wall clock.
+
+    Attributes
+    ----------
+    decisions : Counter of str
+        How many steps were led by one member, agreed, certain, fused.
+    ends : int
+        Steps that ended the answer (0 or 1).
+    votes : list of int
+        For every member: in how many steps it voted.
+    wins : list of int
+        For every member: in how many fused steps the answer was its own best candidate.
+    prompt_tokens : int
+        Of the first member that runs.
+    prefill_s : float
+        The prompt.
+    decode_s, sync_s, fuse_s : float
+        The steps after it: waiting for the slowest member's `llama_decode`; what members did
+        besides; gates, pool and sampling.
+    total_s : float
+        Everything.
+    """
+
+    decisions: Counter[DecisionName] = field(default_factory=Counter)
+    ends: int = 0
+    votes: list[int] = field(default_factory=list)
+    wins: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    sync_s: float = 0.0
+    fuse_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Symbols generated, the end included."""
+        return self.decisions.total()
+
+    @property
+    def fused_share(self) -> float:
+        """Share of steps that only the pool could decide."""
+        return self.decisions["fused"] / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A member's own rendering of the prompt."""
+
+    tokens: list[int]
+    text: bytes
+    stop: tuple[str, ...] = ()  #: what else ends the member's replies
+    spans: Sequence[Span] | None = None  #: of what all members are given in it; None: all of it
+
+
+class Engine(ABC):
+    """Members, one reply, and the loop that extends it unit by unit.
+
+    A strategy says how the next unit is chosen (`_step`) and how the members get behind it
+    (`_follow`).  Prompts, chunks, stop strings, lengths, errors and threads are the engine's.
+
+    Parameters
+    ----------
+    members : sequence of Member
+    weights : sequence of float, optional
+        Non-negative, not all zero; equal by default.  A member of weight 0 is not run.
+    name : str, optional
+
+    Raises
+    ------
+    FusionError
+        Bad weights.
+    ConfigError
+        No members.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        weights: Sequence[float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        if not members:
+            raise ConfigError("an ensemble needs at least one member (-m model.gguf)")
+        self.members = tuple(members)
+        self.weights = _core.normalise_weights(
+            [1.0] * len(members) if weights is None else [float(w) for w in weights], len(members)
+        )
+        self.name = name or "+".join(member.name for member in members)
+        self.alignment = align([member.vocab for member in members])
+        self.stats = RunStats()
+        self._running = [i for i, weight in enumerate(self.weights) if weight > 0]
+        vocabs = [members[i].vocab for i in self._running]
+        self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
+        self._noticed: set[Member] = set()
+        self._prompts: dict[int, _Prompt] = {}
+        #: Prompts are scored, for `_evidence`.
+        self._reads_prompt = False
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
+            for member in self.members
+        ]
+
+    def close(self) -> None:
+        """Free the members' models."""
+        for thread in self._threads:
+            thread.shutdown()
+        for member in self.members:
+            member.close()
+
+    def stream(self, request: Request) -> ChunkStream:
+        """Answer a request, one chunk per step and a last one with the finish reason.
+
+        Raises
+        ------
+        PromptError, ContextLengthError, FusionError
+            Before the first chunk.
+        MemberError
+            A member failed; `MemberError.text` is the answer so far.
+        """
+        started = time.perf_counter()
+        self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
+        sampler = make_sampler(request.sampling, self.alignment)
+        stops = self._prefill(request, sampler)
+        self.stats.prefill_s = time.perf_counter() - started
+        reply = ReplyText(stops)
+        try:
+            finish: FinishReason | None = None
+            while finish is None:
+                step = self._step(reply, sampler, request)
+                finish, text = self._extend(reply, step, request)
+                if finish is not None:
+                    text += reply.flush()
+                self.stats.total_s = time.perf_counter() - started
+                yield Chunk(text, (step,), finish)
+        except MemberError as error:
+            error.text = reply.text
+            raise
+        except FusionError as error:
+            if error.member is None:
+                raise
+            name = self.members[error.member].name
+            raise MemberError(
+                f"member '{name}' gave logits that cannot be fused: {error}",
+                member=name,
+                text=reply.text,
+            ) from error
+        finally:
+            self.stats.total_s = time.perf_counter() - started
+
+    # -- one answer ---------------------------------------------------------------------------
+
+    def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+        """Bring the running members to their renderings of the prompt; returns the stop strings."""
+        stops = list(request.stop)
+        self._prompts = {}
+        for i in self._running:
+            self._prompts[i] = prompt = self._render(self.members[i], request.prompt)
+            self.members[i].require_room(prompt.tokens)  # before anybody decodes
+            stops += prompt.stop
+        first = self._running[0]
+        self.stats.prompt_tokens = len(self._prompts[first].tokens)
+        for token in self._prompts[first].tokens:
+            symbol = self.alignment.symbol(first, token)
+            if symbol is not None:
+                sampler.accept(symbol)
+        score = self._reads_prompt
+        self._together(lambda i: self.members[i].begin(self._prompts[i].tokens, score=score))
+        self.stats.decode_s = self.stats.sync_s = 0.0
+        return tuple(dict.fromkeys(stops))
+
+    def _render(self, member: Member, prompt: Any) -> _Prompt:
+        """A member's own tokens for the prompt, and what else ends its replies."""
+        if isinstance(prompt, str | bytes):
+            text = prompt.encode("utf-8", "surrogatepass") if isinstance(prompt, str) else prompt
+            return _Prompt(member.tokenize_prompt(text), text)
+        if all(isinstance(item, int) for item in prompt):
+            if self.alignment.identical and len(prompt):  # symbols are tokens
+                tokens = member.check_prompt(prompt)
+                return _Prompt(tokens, member.vocab.join(tokens))
+            text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
+            return _Prompt(member.tokenize_prompt(text), text)
+        rendered = chat.render(member.model, prompt)
+        if rendered.plain and member not in self._noticed:
+            self._noticed.add(member)
+            _log.warning(
+                "%s has no chat template (a base model?): it reads a plain transcript", member.name
+            )
+        text = rendered.text.encode("utf-8", "surrogatepass")
+        tokens = member.tokenize_prompt(text)
+        return _Prompt(tokens, text, rendered.stop, spans_of(chat.check_messages(prompt), text))
+
+    def _evidence(self) -> list[PromptEvidence]:
+        """How each member reads the prompt; of one that does not run, nothing is known."""
+        nothing = PromptEvidence(np.empty(0, np.int64), np.empty(0))
+        found = [nothing] * len(self.members)
+        for i, prompt in self._prompts.items():
+            found[i] = self.members[i].prompt_evidence(prompt.text, prompt.spans)
+        return found
+
+    @abstractmethod
+    def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
+        """Choose the next unit."""
+
+    @abstractmethod
+    def _follow(self, reply: ReplyText, step: Step) -> bool:
+        """Bring the members to the reply, which the step has just extended.
+
+        Returns
+        -------
+        bool
+            False: a context is full, the answer ends here.
+        """
+
+    def _extend(
+        self, reply: ReplyText, step: Step, request: Request
+    ) -> tuple[FinishReason | None, str]:
+        """Add a step to the reply and bring the members there, unless the answer is over."""
+        if not step.unit:
+            return "stop", ""
+        text = reply.append(step.unit)
+        if reply.stopped:
+            return "stop", text
+        if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
+            return "length", text
+        return (None if self._follow(reply, step) else "length"), text
+
+    def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
+        """Run `move` for these members (all that run), each in its own thread.
+
+        Ctrl-C does not reach those threads.
+        """
+        chosen = self._running if who is None else list(who)
+        started = time.perf_counter()
+        before = [self.members[i].stats.decode_s for i in chosen]
+        futures = [self._threads[i].submit(move, i) for i in chosen]
+        try:
+            results = [future.result() for future in futures]
+        finally:
+            wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
+        decoding = max(
+            self.members[i].stats.decode_s - was for i, was in zip(chosen, before, strict=True)
+        )
+        self.stats.decode_s += decoding
+        self.stats.sync_s += time.perf_counter() - started - decoding
+        return results
+
+    def _count(self, step: Step, votes: Sequence[float]) -> None:
+        self.stats.decisions[step.decision] += 1
+        self.stats.ends += not step.unit
+        for i, vote in enumerate(votes):
+            self.stats.votes[i] += vote > 0
+            self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit

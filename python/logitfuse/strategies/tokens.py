@@ -1,0 +1,133 @@
+"""The engine of strategies whose units are symbols of the members' alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from logitfuse import _core
+from logitfuse.errors import ConfigError, FusionError
+from logitfuse.gates import Voter
+from logitfuse.member import Member
+from logitfuse.pooling import FLOOR, TOP, PoolName
+from logitfuse.schedules import Crew, Schedule
+from logitfuse.strategies.base import DecisionName, Request, Step
+from logitfuse.strategies.engine import Engine
+from logitfuse.text import ReplyText
+
+#: Candidates per member that are listed, in turn, until no unlisted one could matter.
+_DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
+
+
+class TokenEngine(Engine):
+    """A pool, a sampler and a schedule: steps are symbols drawn from a pooled distribution.
+
+    Parameters
+    ----------
+    members, weights, name
+        As for `Engine`.
+    pool : {"linear", "log-linear"}
+    floor : float
+        What a member without a twin contributes to the log-linear pool, nats.
+
+    Raises
+    ------
+    FusionError
+        Bad weights, unknown pool.
+    ConfigError
+        No members.
+    """
+
+    _schedule: Schedule
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        weights: Sequence[float] | None = None,
+        pool: PoolName = "linear",
+        floor: float = FLOOR,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(members, weights=weights, name=name)
+        self.pool: PoolName = pool
+        self._pool = _core.Pool(self.alignment._core, pool, floor)
+        self._crew = Crew(
+            self.members,
+            self._running,
+            self._together,
+            self.alignment._core.twin if self._one_vocab else None,
+        )
+
+    def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+        stops = super()._prefill(request, sampler)
+        self._schedule.begin()
+        return stops
+
+    def _follow(self, reply: ReplyText, step: Step) -> bool:
+        return self._schedule.follow(reply, step.symbol)
+
+    def _find(self, member: str | int, key: str) -> int:
+        """The index of a running member that is given by name or index."""
+        names = [m.name for m in self.members]
+        found = names.index(member) if member in names else member
+        if not isinstance(found, int) or found not in self._running:
+            running = ", ".join(f"'{names[i]}'" for i in self._running)
+            raise ConfigError(f"no member '{member}' with weight; there are {running}", key=key)
+        return found
+
+    def _lossless(self, sampler: _core.Sampler, request: Request) -> bool:
+        """Whether nothing but the best symbol of a linear pool is wanted."""
+        return (
+            sampler.greedy
+            and not sampler.processes
+            and self.pool == "linear"
+            and request.top_logprobs == 0
+        )
+
+    def _choose(
+        self, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> tuple[_core.Fused, int]:
+        """Pool and draw, listing more candidates until no unlisted one could matter."""
+        wanted = request.top_logprobs
+        for top in _DEPTHS:
+            fused = self._pool.candidates(top, sampler.touched)
+            sampler.process(fused)
+            listed = min(wanted, len(fused))
+            if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
+                continue  # an unlisted one may be among those that the caller wants to see
+            while len(fused):
+                index = sampler.draw(fused)
+                if index < 0:
+                    break
+                if self._may_follow(reply, fused.symbol(index), request):
+                    return fused, index
+                fused.forbid(index)
+        raise FusionError("no symbol that may follow the text has any probability left")
+
+    def _may_follow(self, reply: ReplyText, symbol: int, request: Request) -> bool:
+        """The text stays valid UTF-8, and does not end inside a character."""
+        if symbol == self.alignment.end:
+            return not (reply.unfinished or request.ignore_end)
+        return reply.accepts(self.alignment.symbol_bytes(symbol))
+
+    def _make_step(
+        self, fused: _core.Fused, index: int, decision: DecisionName, request: Request
+    ) -> Step:
+        """What is to be told of a symbol that was chosen from what the pool has read."""
+        bytes_of = self.alignment.symbol_bytes
+        symbol = fused.symbol(index)
+        listed = range(min(request.top_logprobs, len(fused)))
+        return Step(
+            symbol=symbol,
+            unit=bytes_of(symbol),
+            logprob=fused.logprob(index),
+            member_logprobs=tuple(fused.member_logprob(index)),
+            wishes=tuple(None if best < 0 else bytes_of(best) for best in self._pool.best()),
+            decision=decision,
+            top=tuple((bytes_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
+        )
+
+    @staticmethod
+    def _read(pool: _core.Pool, voters: Mapping[int, Voter], votes: Sequence[float]) -> None:
+        """Let a pool read the rows of those that vote."""
+        pool.read([voters[i].row if vote > 0 else None for i, vote in enumerate(votes)], votes)

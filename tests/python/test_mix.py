@@ -1,0 +1,135 @@
+"""Mix says what the linear pool says, one member at a time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from lockstep import GREEDY, NAMES, PROMPT, PURE, SEEDED, Load, Models, answer, request
+from logitfuse.errors import ConfigError
+from logitfuse.member import Member
+from logitfuse.strategies.base import Step
+from logitfuse.strategies.fuse import Fuse
+from logitfuse.strategies.mix import Mix
+
+#: Upper 0.1 % point of the chi-square distribution with so many degrees of freedom.
+CRITICAL, FREEDOM = 45.31, 20
+DRAWS = 600
+
+
+class TestDistribution:
+    @pytest.mark.parametrize("names", [("gpt2", "llama-spm"), ("smol", "mamba", "qwen2")])
+    @pytest.mark.parametrize("prompt", [PROMPT, "def f(x):"])
+    def test_is_that_of_the_linear_pool(
+        self, load: Load, names: tuple[str, ...], prompt: str
+    ) -> None:
+        """Chi-square over groups of symbols of about equal probability."""
+        members = [load(name) for name in names]
+        weights = [0.5, 0.3, 0.2][: len(names)]
+        pooled = self.pooled(Fuse(members, weights=weights), prompt)
+        mix = Mix(members, weights=weights)
+        draws: Counter[int] = Counter()
+        for seed in range(DRAWS):
+            sampling = PURE.model_copy(update={"seed": seed})
+            stream = mix.stream(request(sampling, prompt=prompt, max_tokens=1))
+            draws[next(stream).steps[0].symbol] += 1
+        assert self.statistic(pooled, draws) < CRITICAL
+
+    def test_notices_wrong_weights(self, load: Load) -> None:
+        members = [load("gpt2"), load("llama-spm")]
+        pooled = self.pooled(Fuse(members, weights=[0.9, 0.1]), PROMPT)
+        mix = Mix(members, weights=[0.1, 0.9])
+        draws: Counter[int] = Counter()
+        for seed in range(DRAWS):
+            sampling = PURE.model_copy(update={"seed": seed})
+            draws[next(mix.stream(request(sampling, max_tokens=1))).steps[0].symbol] += 1
+        assert self.statistic(pooled, draws) > CRITICAL
+
+    @staticmethod
+    def pooled(fuse: Fuse, prompt: str) -> dict[int, float]:
+        """Probability of every symbol after the prompt."""
+        everything = request(PURE, prompt=prompt, max_tokens=1, top_logprobs=len(fuse.alignment))
+        (step,) = next(fuse.stream(everything)).steps
+        symbols = [
+            fuse.alignment.lookup(unit) if unit else fuse.alignment.end for unit, _ in step.top
+        ]
+        return {
+            symbol: math.exp(logprob)
+            for symbol, (_, logprob) in zip(symbols, step.top, strict=True)
+            if symbol is not None
+        }
+
+    @staticmethod
+    def statistic(pooled: dict[int, float], draws: Counter[int]) -> float:
+        """Symbols are dealt to the groups by rank."""
+        ranked = sorted(pooled, key=lambda symbol: -pooled[symbol])
+        group = np.arange(len(ranked)) % (FREEDOM + 1)
+        expected = np.bincount(group, [pooled[s] for s in ranked]) * DRAWS
+        seen = np.bincount(group, [draws[s] for s in ranked])
+        assert seen.sum() == DRAWS
+        return float(((seen - expected) ** 2 / expected).sum())
+
+
+class TestSteps:
+    @pytest.mark.parametrize("names", [("gpt2", "llama-spm"), ("mamba", "gemma3", "lfm2")])
+    def test_one_member_speaks_and_the_others_wait(
+        self, load: Load, names: tuple[str, ...]
+    ) -> None:
+        members = [load(name) for name in names]
+        for member in members:
+            member.reset()
+        mix = Mix(members)
+        said = answer(mix, SEEDED, max_tokens=60)
+        assert mix.stats.decisions == {"led": len(said.steps)}
+        assert sum(mix.stats.votes) == len(said.steps)
+        assert min(mix.stats.votes) > 5
+        for step in said.steps:
+            voted = [not math.isnan(p) for p in step.member_logprobs]
+            assert sum(voted) == 1
+            assert [wish is not None for wish in step.wishes] == voted
+        assert answer(mix, SEEDED, max_tokens=60) == said
+        assert answer(mix, SEEDED.model_copy(update={"seed": 8})).units != said.units
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_one_member_is_that_model(self, load: Load, name: str) -> None:
+        assert answer(Mix([load(name)]), SEEDED).units == answer(Fuse([load(name)]), SEEDED).units
+
+    def test_nobody_speaks_about_a_text_it_does_not_believe_in(self, load: Load) -> None:
+        class Watched(Mix):
+            def _draw(self) -> Any:
+                drawn, voter = super()._draw()
+                believers = [
+                    i
+                    for i, v in zip(self._running, self._schedule.look(self._running), strict=True)
+                    if not v.stalled and v.boundary >= 0.5
+                ]
+                checked.append((drawn in believers, bool(believers)))
+                return drawn, voter
+
+        checked: list[tuple[bool, bool]] = []
+        answer(Watched([load("gpt2"), load("llama-spm"), load("smol")]), SEEDED, max_tokens=80)
+        assert all(fine or not somebody for fine, somebody in checked)
+        assert len({fine for fine, _ in checked}) == 2 or all(fine for fine, _ in checked)
+
+    def test_one_vocabulary(self, load: Load) -> None:
+        mix = Mix([load("gpt2"), load("gpt2", 1)])
+        steps: tuple[Step, ...] = answer(mix, SEEDED).steps
+        assert len(steps) == 40
+        tokens = [step.symbol for step in steps[:-1]]
+        for member in mix.members:
+            assert list(member.tokens[-3:]) in [tokens[i : i + 3] for i in range(len(tokens))]
+
+    def test_context_is_full(self, tiny_models: Models) -> None:
+        members = [Member(tiny_models[name], n_ctx=256, n_threads=1) for name in ("smol", "gpt2")]
+        said = answer(Mix(members), SEEDED, max_tokens=None, ignore_end=True)
+        assert said.finish == "length"
+        assert len(said.steps) > 50
+
+
+def test_greedy_is_refused(load: Load) -> None:
+    with pytest.raises(ConfigError, match="fuse") as caught:
+        next(Mix([load("gpt2"), load("smol")]).stream(request(GREEDY)))
+    assert caught.value.key == "sampling.temperature"
