@@ -12,6 +12,15 @@ namespace {
 
 std::string bytes_view(const py::bytes& bytes) { return std::string(std::string_view(bytes)); }
 
+const float* row_data(const Row& row, const ByteBeam& beam) {
+  const auto n = beam.trie().vocab().size();
+  if (row.ndim() != 1 || row.size() != n) {
+    throw FusionError("the row has " + std::to_string(row.size()) + " logits; the vocabulary has " +
+                      std::to_string(n) + " tokens");
+  }
+  return row.data();
+}
+
 }  // namespace
 
 void bind_bytes(py::module_& m) {
@@ -32,16 +41,21 @@ void bind_bytes(py::module_& m) {
       .def(
           "row",
           [](ByteBeam& beam, std::int32_t id, const Row& row) {
-            if (row.ndim() != 1 || row.size() != beam.trie().vocab().size()) {
-              throw FusionError("the row has " + std::to_string(row.size()) +
-                                " logits; the vocabulary has " +
-                                std::to_string(beam.trie().vocab().size()) + " tokens");
-            }
-            const float* data = row.data();
+            const float* data = row_data(row, beam);
             const py::gil_scoped_release released;
             beam.row(id, data);
           },
           "id"_a, "row"_a.noconvert())
+      .def(
+          "two_rows",
+          [](ByteBeam& beam, const Row& before, std::int32_t token, const Row& after) {
+            check_token(beam.trie().vocab(), token);
+            const float* first = row_data(before, beam);
+            const float* second = row_data(after, beam);
+            const py::gil_scoped_release released;
+            beam.two_rows(first, token, second);
+          },
+          "before"_a.noconvert(), "token"_a, "after"_a.noconvert())
       .def(
           "push",
           [](ByteBeam& beam, const py::bytes& bytes) {
@@ -98,12 +112,12 @@ void bind_bytes(py::module_& m) {
       .def(
           "read",
           [](UnitSearch& search, const std::vector<double>& weights, const py::bytes& pending,
-             bool may_end, bool any_bytes, const std::vector<std::int32_t>& excluded) {
-            UnitSearch::Text text{bytes_view(pending), may_end, any_bytes, excluded};
+             bool may_end, const std::vector<std::int32_t>& excluded) {
+            UnitSearch::Text text{bytes_view(pending), may_end, excluded};
             const py::gil_scoped_release released;
             search.read(weights, std::move(text));
           },
-          "weights"_a, "pending"_a, py::kw_only(), "may_end"_a, "any_bytes"_a = false,
+          "weights"_a, "pending"_a, py::kw_only(), "may_end"_a,
           "excluded"_a = std::vector<std::int32_t>{})
       .def(
           "candidates",
@@ -112,6 +126,13 @@ void bind_bytes(py::module_& m) {
             return search.candidates(n, forced);
           },
           "n"_a, "forced"_a = std::vector<std::int32_t>{})
+      .def(
+          "draw",
+          [](UnitSearch& search, double place) {
+            const py::gil_scoped_release released;
+            return search.draw(place);
+          },
+          "place"_a)
       .def(
           "spelled",
           [](const UnitSearch& search, std::int32_t symbol) {

@@ -25,6 +25,8 @@ void bind_sampling(py::module_& m) {
            py::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "typical_p"_a,
            "repeat_penalty"_a, "frequency_penalty"_a, "presence_penalty"_a, "penalty_last_n"_a,
            "seed"_a, "biases"_a)
+      .def_property_readonly("plain", &Sampler::plain)
+      .def("uniform", &Sampler::uniform)
       .def("clone", [](const Sampler& sampler) { return std::make_unique<Sampler>(sampler); })
       .def("accept", &Sampler::accept, "symbol"_a)
       .def_property_readonly("touched",

@@ -44,6 +44,26 @@ std::int32_t ByteBeam::begin() {
   return last_id_;
 }
 
+void ByteBeam::two_rows(const float* before, std::int32_t token, const float* after) {
+  row(begin(), before);
+  Hypothesis& longer = live_.front();
+  const std::string_view bytes = trie_->vocab().bytes(token);
+  for (const char byte : bytes) {
+    longer.at = trie_->child(longer.at, static_cast<std::uint8_t>(byte));
+  }
+  const double ends = exact_mass(longer, longer.at);
+  const double goes_on = longer_mass(longer, longer.at);
+  Hypothesis behind;
+  behind.id = ++last_id_;
+  // A member that gave its own token no probability at all still believes in what follows it.
+  behind.share = ends + goes_on > 0.0 ? ends / (ends + goes_on) : 1.0;
+  longer.share = ends + goes_on > 0.0 ? 1.0 / (ends + goes_on) : 0.0;
+  wanted_.push_back({behind.id, longer.id, token});
+  live_.push_back(std::move(behind));
+  row(last_id_, after);
+  std::erase_if(live_, [](const Hypothesis& hypothesis) { return hypothesis.share <= 0.0; });
+}
+
 void ByteBeam::drop(Hypothesis& hypothesis) {
   if (!hypothesis.waits) dropped_.push_back(hypothesis.id);
   if (hypothesis.has_row) spare_.push_back(std::move(hypothesis.sums));

@@ -47,6 +47,14 @@ bool Sampler::processes() const {
          options_.frequency_penalty != 0.0F || options_.presence_penalty != 0.0F;
 }
 
+bool Sampler::plain() const {
+  return options_.temperature == 1.0F && options_.top_k <= 0 && options_.top_p >= 1.0F &&
+         options_.min_p <= 0.0F && options_.typical_p >= 1.0F && !processes();
+}
+
+// 53 random bits make a double in [0, 1): the same on every platform, unlike std distributions.
+double Sampler::uniform() { return static_cast<double>(random_() >> 11) * 0x1.0p-53; }
+
 void Sampler::touch() {
   touched_.clear();
   for (const Bias& bias : biases_) touched_.push_back(bias.symbol);
@@ -232,8 +240,7 @@ bool Sampler::filter(const Fused& fused) {
 std::int32_t Sampler::draw(const Fused& fused) {
   if (!filter(fused)) return kNone;
   if (kept_.size() == 1) return kept_[0];
-  // 53 random bits make a double in [0, 1): the same on every platform, unlike std distributions.
-  const double u = static_cast<double>(random_() >> 11) * 0x1.0p-53;
+  const double u = uniform();
   double total = 0.0;
   for (const float p : probabilities_) total += static_cast<double>(p);
   double sum = 0.0;

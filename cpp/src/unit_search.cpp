@@ -69,11 +69,11 @@ std::vector<bool> UnitSearch::allowed(std::int32_t at) const {
   const std::string pending = text_.pending + spell(at);
   const std::string_view tail =
       std::string_view(pending).substr(pending.size() - unfinished_utf8(pending));
-  for (std::size_t b = 0; b < kByteEnd && !text_.any_bytes; ++b) {
+  for (std::size_t b = 0; b < kByteEnd; ++b) {
     const char byte = static_cast<char>(b);
     allowed[b] = continues_utf8(tail, {&byte, 1});
   }
-  allowed[kByteEnd] = at == 0 && text_.may_end && (text_.any_bytes || tail.empty());
+  allowed[kByteEnd] = at == 0 && text_.may_end && tail.empty();
   if (at == 0) {
     for (const std::int32_t outcome : text_.excluded) {
       allowed[static_cast<std::size_t>(outcome)] = false;
@@ -154,32 +154,33 @@ void UnitSearch::pool(std::int32_t at) {
 }
 
 void UnitSearch::add_child(std::int32_t at, std::size_t outcome) {
-  const Node node = nodes_[static_cast<std::size_t>(at)];
-  Node child{at,
-             static_cast<std::int32_t>(places_.size()),
-             0,
-             0,
-             0,
-             node.probability * outcome_[outcome],
-             static_cast<std::uint16_t>(outcome),
-             outcome >= kByteEnd,
-             false,
-             false};
-  for (std::int32_t p = node.first_place; p < node.first_place + node.n_places; ++p) {
-    if (child.ends) break;
-    Place place = places_[static_cast<std::size_t>(p)];
-    place.at = beams_[static_cast<std::size_t>(place.member)]->trie().child(
-        place.at, static_cast<std::uint8_t>(outcome));
-    if (place.at != kNone) places_.push_back(place);
-  }
-  child.n_places = static_cast<std::int32_t>(places_.size()) - child.first_place;
-  child.ends = child.ends || needs_row(child);
+  const double probability = nodes_[static_cast<std::size_t>(at)].probability * outcome_[outcome];
   for (std::size_t m = 0; m < beams_.size(); ++m) {
     masses_.push_back(masses_[static_cast<std::size_t>(at) * beams_.size() + m] *
                       conditional_[m][outcome]);
   }
-  heap_.push({child.probability, static_cast<std::int32_t>(nodes_.size())});
-  nodes_.push_back(child);
+  heap_.push({probability, static_cast<std::int32_t>(nodes_.size())});
+  nodes_.push_back({at, 0, 0, 0, 0, probability, static_cast<std::uint16_t>(outcome),
+                    outcome >= kByteEnd, outcome >= kByteEnd, false, false});
+}
+
+// Finds out where the hypotheses stand at a node, and whether it is a unit.  Put off until the node
+// is reached: most never are.
+void UnitSearch::settle(std::int32_t at) {
+  if (nodes_[static_cast<std::size_t>(at)].settled) return;
+  Node node = nodes_[static_cast<std::size_t>(at)];
+  const Node parent = nodes_[static_cast<std::size_t>(node.parent)];
+  node.first_place = static_cast<std::int32_t>(places_.size());
+  for (std::int32_t p = parent.first_place; p < parent.first_place + parent.n_places; ++p) {
+    Place place = places_[static_cast<std::size_t>(p)];
+    place.at = beams_[static_cast<std::size_t>(place.member)]->trie().child(
+        place.at, static_cast<std::uint8_t>(node.byte));
+    if (place.at != kNone) places_.push_back(place);
+  }
+  node.n_places = static_cast<std::int32_t>(places_.size()) - node.first_place;
+  node.settled = true;
+  node.ends = needs_row(node);
+  nodes_[static_cast<std::size_t>(at)] = node;
 }
 
 void UnitSearch::expand(std::int32_t at) {
@@ -241,6 +242,28 @@ void UnitSearch::list(std::int32_t at) {
   }
 }
 
+std::int32_t UnitSearch::draw(double place) {
+  std::int32_t at = 0;
+  while (!nodes_[static_cast<std::size_t>(at)].ends) {
+    if (!nodes_[static_cast<std::size_t>(at)].expanded) expand(at);
+    const Node node = nodes_[static_cast<std::size_t>(at)];
+    if (node.n_children == 0) throw FusionError("no member can go on from here");
+    place *= node.probability;  // within the children, which sum to the node's probability
+    std::int32_t child = node.first_child;
+    const std::int32_t last = node.first_child + node.n_children - 1;
+    while (child < last && place >= nodes_[static_cast<std::size_t>(child)].probability) {
+      place -= nodes_[static_cast<std::size_t>(child)].probability;
+      ++child;
+    }
+    at = child;
+    settle(at);
+    place /= nodes_[static_cast<std::size_t>(at)].probability;
+    place = std::min(place, 1.0 - 0x1.0p-53);
+  }
+  list(at);
+  return symbol(at);
+}
+
 // Walk down to a string; it is listed if it is a unit.
 void UnitSearch::force(std::string_view bytes) {
   std::int32_t at = 0;
@@ -254,6 +277,7 @@ void UnitSearch::force(std::string_view bytes) {
     }
     if (found == kNone) return;
     at = found;
+    settle(at);
   }
   if (at != 0 && nodes_[static_cast<std::size_t>(at)].ends) list(at);
 }
@@ -263,6 +287,7 @@ const Fused& UnitSearch::candidates(std::int32_t n, std::span<const std::int32_t
   while (!heap_.empty() && listed_.size() < static_cast<std::size_t>(n)) {
     const std::int32_t at = heap_.top().node;
     heap_.pop();
+    settle(at);
     if (nodes_[static_cast<std::size_t>(at)].ends) {
       list(at);
     } else if (!nodes_[static_cast<std::size_t>(at)].expanded) {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,84 @@ class _Path:
     n_tokens: int
 
 
+class Reader(Protocol):
+    """Keeps a native `ByteBeam` at the end of a growing text."""
+
+    core: _core.ByteBeam
+
+    @property
+    def silent(self) -> bool:
+        """The member has no belief about what follows (it cannot spell the text)."""
+
+    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
+        """A prompt, given by its tokens; to heal is to take its last ones for mere bytes."""
+
+    def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
+        """The text went on with a unit.
+
+        Parameters
+        ----------
+        unit : bytes
+        reply, pending
+            The whole text behind the prompt, as for `Member.advance`.
+        wake : bool
+            What follows is spelled by waiting paths only.
+
+        Returns
+        -------
+        bool
+            False: the context is full.
+
+        Raises
+        ------
+        DecodeError
+        """
+
+
+class TwoRows:
+    """The reader that needs no forward pass but the canonical one.
+
+    The member's own last token may yet turn out to be longer: its row from before that token is
+    read as well.  Every other tokenisation is left out.
+
+    Parameters
+    ----------
+    member : Member
+    prune : float
+        Share of the text from which a token's end ends a unit.
+    """
+
+    def __init__(self, member: Member, *, prune: float = PRUNE) -> None:
+        self.member = member
+        self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=2)
+
+    @property
+    def silent(self) -> bool:
+        """The member stands inside a character that it cannot spell."""
+        return self.member.stalled
+
+    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
+        """Read a prompt; to heal it, the row before its last token is read too."""
+        self.member.begin(prompt)
+        self._read(heal and self.member.vocab.is_text(prompt[-1]))
+
+    def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
+        """Bring the member to its canonical tokens of the reply."""
+        del unit, wake
+        if not self.member.advance(reply, pending):
+            return False
+        if not self.member.stalled:
+            self._read(True)
+        return True
+
+    def _read(self, two: bool) -> None:
+        before = self.member.row_before() if two else None
+        if before is None:
+            self.core.row(self.core.begin(), self.member.row)
+        else:
+            self.core.two_rows(before, self.member.tokens[-1], self.member.row)
+
+
 class Beam:
     """The tokenisations of a text that one member finds likely.
 
@@ -58,15 +137,41 @@ class Beam:
     def __init__(self, member: Member, *, prune: float = PRUNE, width: int = WIDTH) -> None:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=width)
+        self._prompt: list[int] = []
         self._free: list[int] = []
         self._paths: dict[int, _Path] = {}
         self._plan: list[int] = []  # the trunk's tokens, decoded or not
         self._rows: dict[int, Row] = {}  # copies, by how many trunk tokens they have seen
 
     @property
-    def dead(self) -> bool:
+    def silent(self) -> bool:
         """The member cannot spell the text."""
         return self.core.dead
+
+    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
+        """Read a prompt."""
+        self._prompt = list(prompt)
+        self._start(self._prompt, None if heal else len(prompt))
+
+    def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
+        """Follow a unit; where no path can, read the text anew once its last character is whole."""
+        if self.n_tokens + self.member.context.n_branches >= self.member.n_ctx:
+            return False
+        if self.push(unit):
+            if wake:
+                self.core.wake()
+                self._decode_wanted()
+        elif not pending:
+            tokens = self._prompt + self.member.tokenize(reply)
+            if len(tokens) + self.member.context.n_branches >= self.member.n_ctx:
+                return False
+            self._start(tokens, None)
+        return True
+
+    def _start(self, tokens: Sequence[int], start: int | None) -> None:
+        """Read a text; where its end has no other tokenisation, as it stands."""
+        if not self.push(self.begin(tokens, start=start)):
+            self.begin(tokens, start=len(tokens))
 
     @property
     def n_tokens(self) -> int:

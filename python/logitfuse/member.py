@@ -344,6 +344,10 @@ class Member:
             return None
         return _core.boundary_probability(self.vocab._core, before, self._cache.tokens[n - 1])
 
+    def row_before(self) -> Row | None:
+        """The row from before the last token, if it is still known; see `row`."""
+        return self._cache.rows.after(self.n_tokens - 1)
+
     def keep_rows(self, n: int) -> None:
         """Remember the rows of the last `n` places that the cache has been brought to."""
         self._cache.rows.reserve(n)

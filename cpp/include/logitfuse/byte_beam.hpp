@@ -75,6 +75,11 @@ class ByteBeam {
   /// nothing but -inf, and for an id that is not wanted.
   void row(std::int32_t id, const float* logits);
 
+  /// What one member that follows canonical tokens knows without another forward pass: its row
+  /// from before its last token (which may yet turn out to be longer), and the one behind it.
+  /// Paths that end earlier or elsewhere are left out.
+  void two_rows(const float* before, std::int32_t token, const float* after);
+
   /// The text goes on with these bytes, one at a time; stops where rows are wanted: behind the byte
   /// where a path ends, or before one that only waiting paths can spell.  Returns how many bytes
   /// were taken.  Throws FusionError if rows are wanted.

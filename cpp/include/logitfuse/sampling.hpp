@@ -60,6 +60,10 @@ class Sampler {
 
   bool greedy() const { return options_.temperature <= 0.0F; }
   bool processes() const;
+  /// Nothing is changed and nothing is left out: a draw from the pool itself.
+  bool plain() const;
+  /// The next random number, in [0, 1).
+  double uniform();
 
  private:
   void touch();

@@ -41,7 +41,6 @@ class UnitSearch {
   struct Text {
     std::string pending;                 ///< its unfinished UTF-8 character, at most 3 bytes
     bool may_end = true;                 ///< whether the end is a unit
-    bool any_bytes = false;              ///< also units that break UTF-8
     std::vector<std::int32_t> excluded;  ///< bytes (or kByteEnd) that do not follow: `spelled`
   };
 
@@ -52,6 +51,11 @@ class UnitSearch {
   /// The `n` most probable units, the `forced` symbols that are units too, and the end if it is
   /// among them.  More can be asked for later, without searching again.
   const Fused& candidates(std::int32_t n, std::span<const std::int32_t> forced);
+
+  /// The unit at this place, 0 <= place < 1, of all units laid out one behind the other, each as
+  /// long as it is probable: a draw from the pool, without listing more than one path.  It is
+  /// listed.  Returns its symbol.
+  std::int32_t draw(double place);
 
   /// The bytes of a symbol or of another unit.
   std::string_view unit(std::int32_t symbol) const;
@@ -66,11 +70,11 @@ class UnitSearch {
   };
   struct Node {
     std::int32_t parent;
-    std::int32_t first_place, n_places;
+    std::int32_t first_place, n_places;    // once settled
     std::int32_t first_child, n_children;  // after expansion
     double probability;                    // pooled
     std::uint16_t byte;                    // or kByteEnd, or kWaiting
-    bool ends, expanded, listed;
+    bool settled, ends, expanded, listed;
   };
   struct Entry {
     double probability;
@@ -88,6 +92,7 @@ class UnitSearch {
   double waiting(const Node& node, std::int32_t member) const;
   void pool(std::int32_t at);
   void add_child(std::int32_t at, std::size_t outcome);
+  void settle(std::int32_t at);
   void expand(std::int32_t at);
   bool needs_row(const Node& node) const;
   void list(std::int32_t at);

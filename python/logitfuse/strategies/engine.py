@@ -202,10 +202,13 @@ class Engine(ABC):
             symbol = self.alignment.symbol(first, token)
             if symbol is not None:
                 sampler.accept(symbol)
-        score = self._reads_prompt
-        self._together(lambda i: self.members[i].begin(self._prompts[i].tokens, score=score))
+        self._together(self._begin)
         self.stats.decode_s = self.stats.sync_s = 0.0
         return tuple(dict.fromkeys(stops))
+
+    def _begin(self, i: int) -> object:
+        """Bring a member to its prompt."""
+        return self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
 
     def _render(self, member: Member, prompt: Any) -> _Prompt:
         """A member's own tokens for the prompt, and what else ends its replies."""
