@@ -37,6 +37,7 @@ void bind_bytes(py::module_& m) {
              return std::make_shared<ByteBeam>(std::move(trie), BeamOptions{prune, width});
            }),
            "trie"_a, py::kw_only(), "prune"_a, "width"_a)
+      .def("set_prune", &ByteBeam::set_prune, "prune"_a)
       .def("begin", &ByteBeam::begin)
       .def(
           "row",

@@ -20,14 +20,19 @@ constexpr double kNothing = 1e-9;  // shares below this are rounding
 
 ByteBeam::ByteBeam(std::shared_ptr<const ByteTrie> trie, BeamOptions options)
     : trie_(std::move(trie)), options_(options) {
-  if (!(options_.prune > 0.0 && options_.prune < 1.0)) {
-    throw FusionError("prune must lie between 0 and 1, not " + std::to_string(options_.prune));
-  }
+  set_prune(options_.prune);
   if (options_.width < 1) {
     throw FusionError("the beam must hold at least 1 hypothesis, not " +
                       std::to_string(options_.width));
   }
   scratch_.resize(static_cast<std::size_t>(trie_->vocab().size()));
+}
+
+void ByteBeam::set_prune(double prune) {
+  if (!(prune > 0.0 && prune < 1.0)) {
+    throw FusionError("prune must lie between 0 and 1, not " + std::to_string(prune));
+  }
+  options_.prune = prune;
 }
 
 std::int32_t ByteBeam::begin() {
@@ -192,38 +197,56 @@ bool ByteBeam::resolve(std::uint8_t byte) {
   return true;
 }
 
-void ByteBeam::step(std::uint8_t byte) {
-  // What every hypothesis becomes: the same path with one more byte pending, and the path that
-  // takes the pending bytes for a whole token.
-  struct Branch {
-    std::size_t from;
-    double mass;
-    bool ends;
-  };
-  std::vector<Branch> branches;
-  double total = 0.0;
+// What every hypothesis becomes: the same path with one more byte pending, and the path that takes
+// the pending bytes for a whole token.
+void ByteBeam::branch_out(std::uint8_t byte) {
+  branches_.clear();
+  total_ = 0.0;
   for (std::size_t h = 0; h < live_.size(); ++h) {
-    live_[h].at = trie_->child(live_[h].at, byte);
-    if (live_[h].at == kNone) continue;
-    for (const bool ends : {false, true}) {
-      const double mass = live_[h].share * (ends ? exact_mass(live_[h], live_[h].at)
-                                                 : longer_mass(live_[h], live_[h].at));
-      if (mass > 0.0) branches.push_back({h, mass, ends});
-      total += mass;
+    Hypothesis& from = live_[h];
+    from.at = trie_->child(from.at, byte);
+    if (from.at == kNone) continue;
+    const double longer = from.share * longer_mass(from, from.at);
+    const double ends = from.share * exact_mass(from, from.at);
+    total_ += longer + ends;
+    branches_.push_back({h, longer, false, kNone});
+    const auto position = static_cast<std::size_t>(trie_->node(from.at).begin);
+    if (ends > 0.0) branches_.push_back({h, ends, true, trie_->vocab().sorted()[position]});
+  }
+}
+
+// Paths that end with the same two tokens believe nearly the same: the lighter ones join the
+// heaviest instead of costing a forward pass at every token.  What is about to be pruned may join.
+void ByteBeam::merge() {
+  constexpr double kMerged = 10.0;  // times `prune`: the share below which a path joins another
+  for (Branch& heavy : branches_) {
+    const std::int32_t before = live_[heavy.from].token;
+    if (!heavy.ends || before == kNone) continue;
+    for (const Branch& light : branches_) {
+      const bool same = light.ends && light.token == heavy.token &&
+                        live_[light.from].token == before && light.from != heavy.from;
+      if (!same || light.mass <= 0.0 || light.mass > heavy.mass) continue;
+      if (light.mass > kMerged * options_.prune * total_) continue;
+      heavy.mass += light.mass;
+      branches_[static_cast<std::size_t>(&light - branches_.data())].mass = 0.0;
     }
   }
-  std::erase_if(branches, [&](const Branch& branch) { return branch.mass < total * kNothing; });
-  std::stable_sort(branches.begin(), branches.end(),
+}
+
+void ByteBeam::step(std::uint8_t byte) {
+  branch_out(byte);
+  merge();
+  std::erase_if(branches_, [&](const Branch& branch) { return branch.mass <= total_ * kNothing; });
+  std::stable_sort(branches_.begin(), branches_.end(),
                    [](const Branch& a, const Branch& b) { return a.mass > b.mass; });
   const auto width = static_cast<std::size_t>(options_.width);
-  if (branches.size() > width) branches.resize(width);
+  if (branches_.size() > width) branches_.resize(width);
   double kept = 0.0;
-  for (const Branch& branch : branches) kept += branch.mass;
+  for (const Branch& branch : branches_) kept += branch.mass;
 
   next_.clear();
   std::vector<bool> goes_on(live_.size(), false), is_parent(live_.size(), false);
-  for (const Branch& branch : branches) {
-    const Hypothesis& from = live_[branch.from];
+  for (const Branch& branch : branches_) {
     if (!branch.ends) {
       goes_on[branch.from] = true;
       continue;
@@ -231,14 +254,11 @@ void ByteBeam::step(std::uint8_t byte) {
     Hypothesis fresh;
     fresh.id = ++last_id_;
     fresh.share = branch.mass / kept;
-    fresh.parent = from.id;
-    fresh.token = trie_->vocab().sorted()[static_cast<std::size_t>(trie_->node(from.at).begin)];
-    fresh.waits = branch.mass < total * options_.prune;
-    if (fresh.waits) {
-      is_parent[branch.from] = true;
-    } else {
-      wanted_.push_back({fresh.id, fresh.parent, fresh.token});
-    }
+    fresh.parent = live_[branch.from].id;
+    fresh.token = branch.token;
+    fresh.waits = branch.mass < total_ * options_.prune;
+    is_parent[branch.from] = fresh.waits;
+    if (!fresh.waits) wanted_.push_back({fresh.id, fresh.parent, fresh.token});
     next_.push_back(std::move(fresh));
   }
   for (std::size_t h = 0; h < live_.size(); ++h) {

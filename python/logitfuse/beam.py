@@ -26,6 +26,10 @@ WIDTH = 8
 #: Tokens at the end of a prompt that may be read in another way than they are written: "token
 #: healing", for prompts that end inside a word or with a space.
 _HEAL = 6
+#: A byte with a log-probability (nats) below this may be one that only a pruned path can spell.
+_STRANGE = -9.0
+#: How much is pruned when such a byte is reconsidered.
+_CAREFUL = 1e-3
 #: Trunk tokens decoded at a time: 32 rows of 262,144 logits are 32 MiB.
 _CHUNK = 32
 
@@ -137,6 +141,7 @@ class Beam:
     def __init__(self, member: Member, *, prune: float = PRUNE, width: int = WIDTH) -> None:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=width)
+        self._prune = prune
         self._prompt: list[int] = []
         self._free: list[int] = []
         self._paths: dict[int, _Path] = {}
@@ -157,7 +162,7 @@ class Beam:
         """Follow a unit; where no path can, read the text anew once its last character is whole."""
         if self.n_tokens + self.member.context.n_branches >= self.member.n_ctx:
             return False
-        if self.push(unit):
+        if self.push(unit) == len(unit):
             if wake:
                 self.core.wake()
                 self._decode_wanted()
@@ -168,9 +173,36 @@ class Beam:
             self._start(tokens, None)
         return True
 
+    def reconsider(self, tokens: Sequence[int], start: int, text: bytes) -> NDArray[np.float32]:
+        """Read the end of a text again, and prune next to nothing.
+
+        Parameters
+        ----------
+        tokens, start
+            As for `begin`.
+        text : bytes
+            The text behind the first `start` tokens.
+
+        Returns
+        -------
+        float32 array, shape ``[257]``
+            The log-probabilities of the next byte, nats.
+        """
+        prune = self._prune
+        self.begin(tokens, start=start)
+        self.core.set_prune(min(prune, _CAREFUL))
+        try:
+            out = np.full(_core.BYTE_OUTCOMES, -np.inf, np.float32)
+            if self.push(text) == len(text):
+                self.core.next(out)
+            return out
+        finally:
+            self.core.set_prune(prune)
+
     def _start(self, tokens: Sequence[int], start: int | None) -> None:
         """Read a text; where its end has no other tokenisation, as it stands."""
-        if not self.push(self.begin(tokens, start=start)):
+        rest = self.begin(tokens, start=start)
+        if self.push(rest) < len(rest):
             self.begin(tokens, start=len(tokens))
 
     @property
@@ -221,7 +253,7 @@ class Beam:
             start -= 1
         return start
 
-    def push(self, text: bytes, out: NDArray[np.float32] | None = None) -> bool:
+    def push(self, text: bytes, out: NDArray[np.float32] | None = None) -> int:
         """The text goes on.
 
         Parameters
@@ -232,8 +264,9 @@ class Beam:
 
         Returns
         -------
-        bool
-            False if the member cannot spell it: the beam is dead.
+        int
+            How many bytes were taken: all, or those before the one that no path can spell (with
+            `out`, also one that is `_STRANGE`); the beam is of no use then until `begin`.
 
         Raises
         ------
@@ -245,9 +278,11 @@ class Beam:
                 at += self.core.push(text[at:])
             else:
                 self.core.next(out[at])
+                if out[at, text[at]] < _STRANGE:
+                    return at
                 at += self.core.push(text[at : at + 1])
             self._decode_wanted()
-        return not self.core.dead
+        return at - 1 if self.core.dead else at
 
     def _decode_wanted(self) -> None:
         """Give the paths that end here their rows, and free those that were given up."""

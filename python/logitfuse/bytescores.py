@@ -16,6 +16,10 @@ from logitfuse.member import Member
 
 #: Share of the context that goes on with the text when the context is full.
 _KEPT = 0.5
+#: Bytes between two calls of `progress`.
+_PIECE = 256
+#: Tokens that are read again where a byte seems next to impossible.
+_BACK = 4
 
 
 @dataclass(frozen=True)
@@ -91,40 +95,68 @@ def score_bytes(
     member.reset()
     decoded = member.stats.decoded_tokens
     ends = np.cumsum(member.vocab._core.lengths(tokens))
+    room = (member.n_ctx - len(head)) // 2 - 2 * width  # paths may lie beside the trunk
+    if room < 2:
+        raise PromptError(f"member '{member.name}' needs a longer context than {member.n_ctx}")
     done, first = 0, 0  # bytes of the text scored; first token of the window
     while done < len(raw):
-        room = member.n_ctx - len(head) - 2 * width
-        window = tokens[first : first + room]
-        start = int(np.searchsorted(ends, len(before) + done, side="right")) - first
-        skip = beam.begin(head + window, start=len(head) + max(0, start))
-        at = int(ends[first + start - 1]) if first + start else 0
-        stop = int(ends[first + len(window) - 1])
-        pieces = skip[: len(before) + done - at], raw[done : stop - len(before)]
-        if not beam.push(pieces[0]) or not _score(beam, pieces[1], logprobs[done:], done, progress):
-            raise PromptError(
-                f"member '{member.name}' cannot spell the text near byte {done}: its vocabulary "
-                "lacks a byte of it"
-            )
-        done = stop - len(before)
-        first += max(1, int(len(window) * (1 - _KEPT)))
+        window = _Window(beam, head, tokens[first : first + room], before + raw, ends[first:])
+        window.origin = int(ends[first - 1]) if first else 0
+        done = window.score(len(before) + done, logprobs, len(before), progress) - len(before)
+        first += max(1, int(room * (1 - _KEPT)))
     return ByteScores(raw, logprobs, len(tokens), member.stats.decoded_tokens - decoded)
 
 
-def _score(
-    beam: Beam,
-    text: bytes,
-    out: NDArray[np.float32],
-    done: int,
-    progress: Callable[[int, int], object] | None,
-) -> bool:
-    """Push a text in pieces, so that progress shows."""
-    for at in range(0, len(text), 256):
-        piece = text[at : at + 256]
-        if not beam.push(piece, out[at : at + len(piece)]):
-            return False
-        if progress is not None:
-            progress(done + at + len(piece), done + len(out))
-    return True
+@dataclass
+class _Window:
+    """A piece of a text that fits the context."""
+
+    beam: Beam
+    head: list[int]
+    tokens: list[int]
+    text: bytes
+    ends: NDArray[np.int64]  #: of each token and those behind the window, bytes of the text
+    origin: int = 0  #: where the first token begins
+
+    def score(
+        self,
+        at: int,
+        out: NDArray[np.float32],
+        skipped: int,
+        progress: Callable[[int, int], object] | None,
+    ) -> int:
+        """Fill in the beliefs from byte `at` to the end of the window, which is returned."""
+        stop = int(self.ends[len(self.tokens) - 1])
+        start, between = self._place(at, 0)
+        self.beam.begin(self.head + self.tokens, start=start)
+        self.beam.push(between)
+        while at < stop:
+            piece = self.text[at : min(stop, at + _PIECE)]
+            rows = out[at - skipped :][: len(piece)]
+            taken = self.beam.push(piece, rows)
+            if taken < len(piece):
+                self._reconsider(at + taken, rows[taken])
+                taken += 1
+            at += taken
+            if progress is not None:
+                progress(at - skipped, len(out))
+        return stop
+
+    def _place(self, at: int, back: int) -> tuple[int, bytes]:
+        """How many tokens end at least `back` tokens before a byte, and the bytes in between."""
+        n = int(np.searchsorted(self.ends[: len(self.tokens)], at, side="right"))
+        n = max(0, n - back)
+        return len(self.head) + n, self.text[int(self.ends[n - 1]) if n else self.origin : at]
+
+    def _reconsider(self, at: int, row: NDArray[np.float32]) -> None:
+        """A byte that the beam thinks next to impossible: perhaps it has pruned too much."""
+        start, between = self._place(at, _BACK)
+        row[:] = self.beam.reconsider(self.head + self.tokens, start, between)
+        if not self.beam.push(self.text[at : at + 1]):
+            raise PromptError(
+                f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
+                f"position {at}: its vocabulary lacks it"
+            )
 
 
 def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:

@@ -20,7 +20,8 @@
 // spell b (with at least kSpelled times the waiting mass), the waiting ones are given up; else they
 // are extended now.  So what is given up at a byte is less than `prune` per path, nothing is lost
 // that no other path can spell, and most paths that end inside a word never cost a pass.
-// bench/quality.py shows what it costs in bits per byte.
+// Light paths with the last two tokens of a heavier one join it.  bench/quality.py
+// shows what all this costs in bits per byte.
 #pragma once
 
 #include <cstdint>
@@ -57,15 +58,18 @@ class ByteBeam {
     double share = 0.0;  ///< of the path: the mass of its continuations is share * mass(...)
     bool has_row = false;
     bool waits = false;  ///< ends at the end of the text, not extended
-    std::int32_t parent = kNone, token = kNone;
-    std::vector<double> sums;  ///< [sorted + 1], prefix sums of the next token's probabilities
-    double end = 0.0;          ///< probability of the end
+    std::int32_t parent = kNone;
+    std::int32_t token = kNone;  ///< the path's last
+    std::vector<double> sums;    ///< [sorted + 1], prefix sums of the next token's probabilities
+    double end = 0.0;            ///< probability of the end
   };
 
   /// Throws FusionError for options out of range.
   ByteBeam(std::shared_ptr<const ByteTrie> trie, BeamOptions options);
 
   const BeamOptions& options() const { return options_; }
+  /// From now on; in (0, 1).
+  void set_prune(double prune);
   const ByteTrie& trie() const { return *trie_; }
 
   /// A fresh text: one path, with nothing pending, whose row is wanted.  Returns its id.
@@ -114,7 +118,16 @@ class ByteBeam {
   double longer_mass(const Hypothesis& hypothesis, std::int32_t at) const;
 
  private:
+  struct Branch {
+    std::size_t from;  // in live_
+    double mass;
+    bool ends;
+    std::int32_t token;  // of a path that ends
+  };
+
   bool resolve(std::uint8_t byte);
+  void branch_out(std::uint8_t byte);
+  void merge();
   void step(std::uint8_t byte);
   void drop(Hypothesis& hypothesis);
   std::vector<double> spare_sums();
@@ -123,6 +136,8 @@ class ByteBeam {
   BeamOptions options_;
   std::vector<Hypothesis> live_, next_;
   std::vector<std::int32_t> held_;  // ended, but a waiting path may still fork from them
+  std::vector<Branch> branches_;
+  double total_ = 0.0;  // mass of all branches
   std::vector<Wanted> wanted_;
   std::vector<std::int32_t> dropped_;
   std::vector<std::vector<double>> spare_;  // prefix sums to use again
