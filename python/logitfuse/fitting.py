@@ -27,6 +27,8 @@ Unit = Literal["byte", "question"]
 MIN_BYTES, MIN_QUESTIONS = 512, 20
 #: Resamples of the bootstrap, and its seed: the same data give the same report.
 _RESAMPLES, _SEED = 2000, 0
+#: Gains below this are rounding, bits per unit.
+_NOTICEABLE = 1e-4
 
 
 class Scores(Protocol):
@@ -47,6 +49,11 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether a gain in bits is above 0 beyond chance and rounding."""
+        return self.low > _NOTICEABLE
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,11 @@ class FitReport:
     @property
     def verdict(self) -> str:
         """One plain sentence on whether the fit pays."""
-        if self.over_best.low > 0 and self.over_uniform.low > 0:
+        if self.over_best.clear and self.over_uniform.clear:
             return "the fit pays: it beats equal weights and the best member alone"
-        if self.over_best.low > 0:
+        if self.over_best.clear:
             return "the fit does not pay: equal weights are as good"
-        if self.over_uniform.low > 0:
+        if self.over_uniform.clear:
             return "the ensemble does not pay: the best member alone is as good"
         return "the fit does not pay: neither equal weights nor the best member are clearly worse"
 
