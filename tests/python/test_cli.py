@@ -18,7 +18,7 @@ import pexpect
 import pytest
 from logitfuse import Ensemble, __version__
 
-COMMANDS = ("run", "chat", "check", "info", "bench", "demo")
+COMMANDS = ("run", "chat", "check", "fit", "info", "bench", "demo")
 PROMPT = "Once upon a time"
 ENVIRONMENT = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
 #: Runs the command line with llama.cpp's `decode` doing something else in its twelfth call.

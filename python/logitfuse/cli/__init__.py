@@ -1,4 +1,4 @@
-"""The command line: ``logitfuse run | chat | check | info | bench | demo``."""
+"""The command line: ``logitfuse run | chat | check | fit | info | bench | demo``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from logitfuse.cli.bench import bench
 from logitfuse.cli.chat import chat
 from logitfuse.cli.check import check
 from logitfuse.cli.demo import demo
+from logitfuse.cli.fit import fit
 from logitfuse.cli.info import info
 from logitfuse.cli.run import run
 from logitfuse.errors import LogitfuseError
@@ -24,7 +25,7 @@ app = App(
     help="Several local GGUF language models answer as one.",
     help_format="plaintext",
 )
-for command in (run, chat, check, info, bench, demo):
+for command in (run, chat, check, fit, info, bench, demo):
     app.command(command)
 
 
