@@ -12,44 +12,20 @@ namespace logitfuse {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr double kSlack = 1e-6;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// Returns the sum of the weights.
-double check_weights(std::span<const double> weights, std::size_t members) {
-  if (weights.size() != members) {
-    throw FusionError("expected " + std::to_string(members) + " weights, one per member, got " +
-                      std::to_string(weights.size()));
-  }
-  double total = 0.0;
-  for (std::size_t m = 0; m < members; ++m) {
-    if (!(weights[m] >= 0.0) || std::isinf(weights[m])) {
-      throw FusionError("the weight of member " + std::to_string(m) +
-                            " must be a finite number >= 0, not " + std::to_string(weights[m]),
-                        static_cast<int>(m));
-    }
-    total += weights[m];
-  }
-  if (!(total > 0.0) || std::isinf(total)) {
-    throw FusionError("the weights must have a finite sum above 0, not " + std::to_string(total));
-  }
-  return total;
+// bound - log_z so that it also holds for what float32 operations make of both (checked in
+// tests/python/test_fuse.py): each loses a few 2^-24, relative to what it adds and absolute.
+float rounded_up(double bound, double log_z, double slack) {
+  if (std::isinf(bound)) return static_cast<float>(bound);
+  return static_cast<float>(bound - log_z + slack * (1.0 + std::abs(bound) + std::abs(log_z)));
 }
 
 }  // namespace
 
-std::vector<double> normalise_weights(std::span<const double> weights, std::size_t members) {
-  const double total = check_weights(weights, members);
-  std::vector<double> normalised(weights.begin(), weights.end());
-  for (double& weight : normalised) weight /= total;
-  return normalised;
-}
-
 Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
-    : alignment_(std::move(alignment)), options_(options) {
-  if (!(options_.floor <= 0.0F) || options_.floor == -kInf) {
-    throw FusionError("floor must be a finite log-probability <= 0, not " +
-                      std::to_string(options_.floor));
-  }
+    : alignment_(std::move(alignment)), options_(options), formula_(options) {
   seen_.assign(static_cast<std::size_t>(alignment_->size()), 0U);
   members_.resize(alignment_->members());
   for (std::size_t m = 0; m < members_.size(); ++m) {
@@ -71,17 +47,18 @@ void Pool::read(std::span<const float* const> rows, std::span<const double> weig
     throw FusionError("expected " + std::to_string(members_.size()) + " rows, got " +
                       std::to_string(rows.size()));
   }
-  const double total = check_weights(weights, members_.size());
+  const double total = check_weights(options_.kind, weights, members_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
     Member& member = members_[m];
-    member.weight = static_cast<float>(weights[m] / total);
-    member.row = member.weight > 0.0F ? rows[m] : nullptr;
-    if (member.weight > 0.0F && rows[m] == nullptr) {
+    member.weight = weights[m] / total;
+    const bool present = static_cast<float>(member.weight) != 0.0F;
+    member.row = present ? rows[m] : nullptr;
+    if (present && rows[m] == nullptr) {
       throw FusionError("member " + std::to_string(m) + " has a weight but no row",
                         static_cast<int>(m));
     }
     if (member.row == nullptr) continue;
-    member.log_weight = static_cast<float>(log_of(weights[m] / total));
+    member.log_weight = member.weight > 0.0 ? static_cast<float>(log_of(member.weight)) : 0.0F;
     measure(m);
   }
 }
@@ -224,16 +201,20 @@ std::int32_t Pool::best(std::size_t m) const {
   return alignment_->symbol(m, symbol);
 }
 
+// All formulas but the two that are left out grow with what any member says.
 Decision Pool::decide(std::int32_t& symbol) const {
-  bool agree = true;
   symbol = kNone;
+  if (options_.kind == PoolKind::contrast || options_.kind == PoolKind::consistency) {
+    return Decision::open;
+  }
+  bool agree = true;
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (members_[m].row == nullptr) continue;
     const std::int32_t wish = best(m);
     if (symbol == kNone) symbol = wish;
     agree = agree && wish == symbol;
     // Under a high floor a symbol that the member lacks may please it more than its best.
-    if (options_.kind == PoolKind::log_linear) agree = agree && logprob(m, wish) >= options_.floor;
+    if (formula_.missing() == Missing::floor) agree = agree && logprob(m, wish) >= options_.floor;
   }
   if (agree) return Decision::agree;
   if (options_.kind != PoolKind::linear) return symbol = kNone, Decision::open;
@@ -244,7 +225,7 @@ Decision Pool::decide(std::int32_t& symbol) const {
     float pooled = 0.0F;
     for (std::size_t j = 0; j < members_.size(); ++j) {
       if (members_[j].row == nullptr) continue;
-      pooled += exp_of(logprob(j, symbol), members_[j].weight);
+      pooled += exp_of(logprob(j, symbol), static_cast<float>(members_[j].weight));
     }
     if (pooled > 0.5F) return Decision::certain;
   }
@@ -271,6 +252,7 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
     select(m, top);
     for (const Entry& entry : members_[m].best) add_candidate(alignment_->symbol(m, entry.id));
   }
+  if (options_.kind == PoolKind::contrast) add_candidate(best(base()));
   if (alignment_->end() != kNone) add_candidate(alignment_->end());
   for (const std::int32_t symbol : forced) {
     if (symbol < 0 || symbol >= alignment_->size()) {
@@ -283,7 +265,6 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
   for (std::size_t m = 0; m < members_.size(); ++m) gather(m);
   combine();
   sort();
-  if (sorted_.size() == 0) fail_excluded();
   return sorted_;
 }
 
@@ -309,12 +290,62 @@ void Pool::gather(std::size_t m) {
   for (std::size_t k = 0; k < n; ++k) out[k] = logprob(m, fused_.symbols[k]);
 }
 
+// The first member of positive weight: the base of a contrast.
+std::size_t Pool::base() const {
+  std::size_t m = 0;
+  while (members_[m].row == nullptr || members_[m].weight < 0.0) ++m;
+  return m;
+}
+
 void Pool::combine() {
-  fused_.logprobs.assign(fused_.size(), 0.0F);
+  const std::size_t n = fused_.size();
+  const bool fills = formula_.missing() != Missing::zero;
+  if (fills) fill_missing();
+  votes_.clear();
+  bounds_.clear();
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    const Member& member = members_[m];
+    if (member.row == nullptr) continue;
+    const float* logprobs = (fills ? filled_ : fused_.member_logprobs).data() + m * n;
+    votes_.push_back({logprobs, member.weight, member.log_weight});
+    bounds_.push_back(member.bound);
+  }
+  fused_.logprobs.resize(n);
+  formula_.score(votes_, n, fused_.logprobs.data());
+  const auto bound = static_cast<double>(formula_.bound(votes_, bounds_));
   if (options_.kind == PoolKind::linear) {
-    combine_linear();
-  } else {
-    combine_log_linear();
+    for (float& logprob : fused_.logprobs) logprob = std::min(logprob, 0.0F);
+    fused_.outside = std::min(rounded_up(bound, 0.0, kSlack), 0.0F);
+    fused_.partial = false;
+    return;
+  }
+  // The root of the power mean magnifies what its sum loses.
+  const auto r = static_cast<double>(std::abs(options_.exponent));
+  const double slack = options_.kind == PoolKind::power ? kSlack * std::max(1.0, 1.0 / r) : kSlack;
+  fused_.outside = rounded_up(bound, normalise(fused_.logprobs), slack);
+  fused_.partial = fused_.outside != -kInf;
+}
+
+// Where a member has no twin the formula is given what stands for it; -inf where nobody has one.
+void Pool::fill_missing() {
+  const std::size_t n = fused_.size();
+  filled_ = fused_.member_logprobs;
+  const float* base_row =
+      formula_.missing() == Missing::base ? &fused_.member_logprobs[base() * n] : nullptr;
+  known_.assign(n, 0);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    const float* lp = &fused_.member_logprobs[m * n];
+    for (std::size_t k = 0; k < n; ++k) known_[k] = known_[k] != 0 || lp[k] != -kInf;
+  }
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    float* lp = &filled_[m * n];
+    for (std::size_t k = 0; k < n; ++k) {
+      if (lp[k] != -kInf || known_[k] == 0) continue;
+      if (alignment_->twin(m, fused_.symbols[k]) != kNone) continue;
+      lp[k] = base_row == nullptr ? options_.floor : base_row[k];
+    }
   }
 }
 

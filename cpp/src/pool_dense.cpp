@@ -1,0 +1,72 @@
+// The pool over all symbols at once.
+#include <algorithm>
+#include <numeric>
+
+#include "logitfuse/error.hpp"
+#include "logitfuse/kernels.hpp"
+#include "logitfuse/pool.hpp"
+#include "math.hpp"
+
+namespace logitfuse {
+
+void Pool::dense(std::span<float> out) {
+  if (out.size() != static_cast<std::size_t>(alignment_->size())) {
+    throw FusionError("the dense row has " + std::to_string(alignment_->size()) +
+                      " symbols, the output " + std::to_string(out.size()));
+  }
+  if (options_.kind == PoolKind::linear) {
+    dense_linear(out);
+    return;
+  }
+  fused_.symbols.resize(out.size());
+  std::iota(fused_.symbols.begin(), fused_.symbols.end(), 0);
+  fused_.member_logprobs.resize(members_.size() * out.size());
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    members_[m].bound = -std::numeric_limits<float>::infinity();
+    gather(m);
+  }
+  combine();
+  std::copy(fused_.logprobs.begin(), fused_.logprobs.end(), out.begin());
+}
+
+// In probabilities: no logarithm per member.
+void Pool::dense_linear(std::span<float> out) {
+  std::fill(out.begin(), out.end(), 0.0F);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr) continue;
+    dense_member(m);
+    const auto weight = static_cast<float>(members_[m].weight);
+    const float* values = members_[m].dense.data();
+    if (alignment_->identical()) {
+      kernels().axpy(weight, values, out.size(), out.data());
+      continue;
+    }
+    const auto to_token = alignment_->to_token(m);
+    for (std::size_t s = 0; s < out.size(); ++s) {
+      out[s] += weight * (to_token[s] == kNone ? 0.0F : values[to_token[s]]);
+    }
+  }
+  kernels().log(out.data(), out.size(), out.data());
+}
+
+// member.dense[token] = p(token) for canonical tokens, the tokens of one symbol summed; 0 for all
+// others.
+void Pool::dense_member(std::size_t m) {
+  Member& member = members_[m];
+  const Vocab& vocab = alignment_->vocab(m);
+  member.dense.assign(static_cast<std::size_t>(vocab.size()), 0.0F);
+  const auto scale = static_cast<float>(1.0 / member.sum);
+  for (const IdRange span : vocab.spans()) {
+    const auto n = static_cast<std::size_t>(span.end - span.begin);
+    kernels().exp_shifted(member.row + span.begin, n, member.max, scale,
+                          &member.dense[static_cast<std::size_t>(span.begin)]);
+  }
+  for (const std::int32_t shared : vocab.shared()) {
+    member.dense[static_cast<std::size_t>(shared)] = exp_of(token_logprob(member, vocab, shared));
+    for (std::int32_t id = vocab.next_same(shared); id != kNone; id = vocab.next_same(id)) {
+      member.dense[static_cast<std::size_t>(id)] = 0.0F;
+    }
+  }
+}
+
+}  // namespace logitfuse
