@@ -180,6 +180,16 @@ void bind_pool(py::module_& m) {
             pool.read(pointers, weights);
           },
           "rows"_a, "weights"_a)
+      .def(
+          "reweigh", [](Pool& pool, const std::vector<double>& weights) { pool.reweigh(weights); },
+          "weights"_a)
+      .def(
+          "certain_without",
+          [](Pool& pool, double rest_weight) {
+            const py::gil_scoped_release released;
+            return pool.certain_without(rest_weight);
+          },
+          "rest_weight"_a)
       .def("decide",
            [](const Pool& pool) {
              std::int32_t symbol = kNone;

@@ -49,18 +49,35 @@ void Pool::read(std::span<const float* const> rows, std::span<const double> weig
   }
   const double total = check_weights(options_.kind, weights, members_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    Member& member = members_[m];
-    member.weight = weights[m] / total;
-    const bool present = static_cast<float>(member.weight) != 0.0F;
-    member.row = present ? rows[m] : nullptr;
-    if (present && rows[m] == nullptr) {
+    members_[m].row = static_cast<float>(weights[m] / total) == 0.0F ? nullptr : rows[m];
+  }
+  weigh(weights, total);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].present) measure(m);
+  }
+}
+
+void Pool::reweigh(std::span<const double> weights) {
+  weigh(weights, check_weights(options_.kind, weights, members_.size()));
+}
+
+void Pool::weigh(std::span<const double> weights, double total) {
+  const auto present = [&](std::size_t m) {
+    return static_cast<float>(weights[m] / total) != 0.0F;
+  };
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr && present(m)) {
       throw FusionError("member " + std::to_string(m) + " has a weight but no row",
                         static_cast<int>(m));
     }
-    if (member.row == nullptr) continue;
-    member.log_weight = member.weight > 0.0 ? static_cast<float>(log_of(member.weight)) : 0.0F;
-    measure(m);
   }
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    Member& member = members_[m];
+    member.weight = weights[m] / total;
+    member.present = present(m);
+    member.log_weight = member.weight > 0.0 ? static_cast<float>(log_of(member.weight)) : 0.0F;
+  }
+  scale_ = total;
 }
 
 void Pool::measure(std::size_t m) {
@@ -177,7 +194,7 @@ float Pool::logprob(std::size_t m, std::int32_t symbol) const {
 
 std::int32_t Pool::best(std::size_t m) const {
   const Member& member = members_[m];
-  if (member.row == nullptr) return kNone;
+  if (!member.present) return kNone;
   const Vocab& vocab = alignment_->vocab(m);
   const auto block = std::find(member.block_max.begin(), member.block_max.end(), member.max);
   std::int32_t best =
@@ -209,7 +226,7 @@ Decision Pool::decide(std::int32_t& symbol) const {
   }
   bool agree = true;
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     const std::int32_t wish = best(m);
     if (symbol == kNone) symbol = wish;
     agree = agree && wish == symbol;
@@ -220,17 +237,37 @@ Decision Pool::decide(std::int32_t& symbol) const {
   if (options_.kind != PoolKind::linear) return symbol = kNone, Decision::open;
   // More than half of the pool means more than half of some member: it is that member's best.
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     symbol = best(m);
     float pooled = 0.0F;
     for (std::size_t j = 0; j < members_.size(); ++j) {
-      if (members_[j].row == nullptr) continue;
+      if (!members_[j].present) continue;
       pooled += exp_of(logprob(j, symbol), static_cast<float>(members_[j].weight));
     }
     if (pooled > 0.5F) return Decision::certain;
   }
   symbol = kNone;
   return Decision::open;
+}
+
+std::int32_t Pool::certain_without(double rest_weight) {
+  if (!(rest_weight >= 0.0) || std::isinf(rest_weight)) {
+    throw FusionError("the weight of absent members must be a finite number >= 0, not " +
+                      std::to_string(rest_weight));
+  }
+  if (options_.kind != PoolKind::linear) return kNone;
+  const double rest = rest_weight / scale_ + kSlack;  // float32 differences are off by less
+  for (std::int32_t top = 8;; top = top < kAll / 8 ? top * 8 : kAll) {
+    const Fused& fused = candidates(top);
+    const float second = fused.size() > 1 ? fused.logprobs[1] : -kInf;
+    const double best = static_cast<double>(exp_of(fused.logprobs[0]));
+    const double lead = best - static_cast<double>(exp_of(std::max(second, fused.outside)));
+    if (lead > rest) return fused.symbols[0];
+    // Longer lists cannot raise the lead above that over the second here.
+    const bool known = fused.logprobs[0] >= fused.outside;
+    if (known && best - static_cast<double>(exp_of(second)) <= rest) return kNone;
+    if (top == kAll || second >= fused.outside) return kNone;
+  }
 }
 
 void Pool::add_candidate(std::int32_t symbol) {
@@ -248,7 +285,7 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
   }
   fused_.symbols.clear();
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     select(m, top);
     for (const Entry& entry : members_[m].best) add_candidate(alignment_->symbol(m, entry.id));
   }
@@ -283,7 +320,7 @@ const Fused& Pool::score(std::int32_t symbol) {
 void Pool::gather(std::size_t m) {
   const std::size_t n = fused_.size();
   float* out = &fused_.member_logprobs[m * n];
-  if (members_[m].row == nullptr) {
+  if (!members_[m].present) {
     std::fill(out, out + n, kNaN);
     return;
   }
@@ -293,7 +330,7 @@ void Pool::gather(std::size_t m) {
 // The first member of positive weight: the base of a contrast.
 std::size_t Pool::base() const {
   std::size_t m = 0;
-  while (members_[m].row == nullptr || members_[m].weight < 0.0) ++m;
+  while (!members_[m].present || members_[m].weight < 0.0) ++m;
   return m;
 }
 
@@ -305,7 +342,7 @@ void Pool::combine() {
   bounds_.clear();
   for (std::size_t m = 0; m < members_.size(); ++m) {
     const Member& member = members_[m];
-    if (member.row == nullptr) continue;
+    if (!member.present) continue;
     const float* logprobs = (fills ? filled_ : fused_.member_logprobs).data() + m * n;
     votes_.push_back({logprobs, member.weight, member.log_weight});
     bounds_.push_back(member.bound);
@@ -334,12 +371,12 @@ void Pool::fill_missing() {
       formula_.missing() == Missing::base ? &fused_.member_logprobs[base() * n] : nullptr;
   known_.assign(n, 0);
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     const float* lp = &fused_.member_logprobs[m * n];
     for (std::size_t k = 0; k < n; ++k) known_[k] = known_[k] != 0 || lp[k] != -kInf;
   }
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     float* lp = &filled_[m * n];
     for (std::size_t k = 0; k < n; ++k) {
       if (lp[k] != -kInf || known_[k] == 0) continue;

@@ -33,7 +33,7 @@ void Pool::dense(std::span<float> out) {
 void Pool::dense_linear(std::span<float> out) {
   std::fill(out.begin(), out.end(), 0.0F);
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     dense_member(m);
     const auto weight = static_cast<float>(members_[m].weight);
     const float* values = members_[m].dense.data();

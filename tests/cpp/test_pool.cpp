@@ -305,6 +305,8 @@ TEST_CASE("after the first steps nothing is allocated") {
         std::int32_t symbol = kNone;
         pool.read(step, weights);
         pool.decide(symbol);
+        (void)pool.certain_without(0.1);
+        pool.reweigh(weights);
         const Fused& fused = pool.candidates(64, forced);
         (void)sampler.draw(fused);
         symbol = fused.symbols[0];

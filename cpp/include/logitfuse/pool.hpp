@@ -49,9 +49,19 @@ class Pool {
   /// -inf.
   void read(std::span<const float* const> rows, std::span<const double> weights);
 
+  /// New weights for the rows just read, which are not read again.  A member that was absent then
+  /// stays so; others may come and go.  Throws FusionError: weights as in `check_weights`, a weight
+  /// for a row that was not read.
+  void reweigh(std::span<const double> weights);
+
   /// Whether the rows just read leave a greedy choice open; `symbol` is the answer if not.  The
   /// contrast and the consistency pool never say: what all like best may not be their choice.
   Decision decide(std::int32_t& symbol) const;
+
+  /// The symbol that the linear pool is certain to choose whatever members say that are absent here
+  /// and have the weight `rest_weight` together, on the scale of the weights as given; else kNone.
+  /// Other pools are never certain.  Throws FusionError: negative or not finite.
+  std::int32_t certain_without(double rest_weight);
 
   /// The symbol that a member alone would choose; kNone for an absent member.
   std::int32_t best(std::size_t member) const;
@@ -86,7 +96,8 @@ class Pool {
     std::vector<std::int32_t> chosen;  // scratch: blocks that may hold one of the `best`
     std::vector<Entry> best;           // the `top` best tokens
     std::vector<float> dense;          // [n_tokens], only after dense() of a linear pool
-    const float* row = nullptr;        // null: absent
+    const float* row = nullptr;        // null: not read
+    bool present = false;
     double weight = 0.0;
     float log_weight = 0.0F;
     float max = 0.0F;
@@ -95,6 +106,7 @@ class Pool {
     float bound = 0.0F;    // log-prob that no token outside `best` exceeds
   };
 
+  void weigh(std::span<const double> weights, double total);
   void measure(std::size_t m);
   void select(std::size_t m, std::int32_t top);
   void gather(std::size_t m);
@@ -112,6 +124,7 @@ class Pool {
   std::shared_ptr<const Alignment> alignment_;
   PoolOptions options_;
   Formula formula_;
+  double scale_ = 1.0;  // what the weights as given were divided by
   std::vector<Member> members_;
   std::vector<std::uint32_t> seen_;  // [alignment.size()]: the step at which a symbol was added
   std::uint32_t step_ = 0;
