@@ -14,6 +14,7 @@ namespace logitfuse {
 namespace {
 
 using Rows = std::vector<const float*>;
+using Longs = py::array_t<std::int64_t, py::array::c_style>;
 
 const float* row_data(const py::handle& row, const Vocab& vocab, std::size_t m, py::ssize_t ndim) {
   if (!py::isinstance<Row>(row)) {
@@ -166,12 +167,14 @@ void bind_pool(py::module_& m) {
   m.attr("ALL") = kAll;
   py::class_<Pool>(m, "Pool")
       .def(py::init([](std::shared_ptr<Alignment> alignment, const std::string& kind, float floor,
-                       float exponent, float plausibility) {
+                       float exponent, float plausibility, std::int32_t union_top) {
              return std::make_unique<Pool>(
-                 std::move(alignment), PoolOptions{pool_kind(kind), floor, exponent, plausibility});
+                 std::move(alignment),
+                 PoolOptions{pool_kind(kind), floor, exponent, plausibility, union_top});
            }),
            "alignment"_a, "kind"_a, "floor"_a = PoolOptions{}.floor,
-           "exponent"_a = PoolOptions{}.exponent, "plausibility"_a = PoolOptions{}.plausibility)
+           "exponent"_a = PoolOptions{}.exponent, "plausibility"_a = PoolOptions{}.plausibility,
+           "union_top"_a = PoolOptions{}.union_top)
       .def(
           "read",
           [](Pool& pool, const py::sequence& rows, const std::vector<double>& weights) {
@@ -190,6 +193,16 @@ void bind_pool(py::module_& m) {
             return pool.certain_without(rest_weight);
           },
           "rest_weight"_a)
+      .def(
+          "project",
+          [](Pool& pool, std::size_t member, const Longs& offsets, const Ints& symbols,
+             const Row& weights) {
+            pool.project(member, {offsets.data(), offsets.data() + offsets.size()},
+                         {symbols.data(), symbols.data() + symbols.size()},
+                         {weights.data(), static_cast<std::size_t>(weights.size())});
+          },
+          "member"_a, "offsets"_a.noconvert(), "symbols"_a.noconvert(), "weights"_a.noconvert())
+      .def("restrict", &Pool::restrict_to, "pivot"_a)
       .def("decide",
            [](const Pool& pool) {
              std::int32_t symbol = kNone;

@@ -14,6 +14,14 @@ void Pool::dense(std::span<float> out) {
     throw FusionError("the dense row has " + std::to_string(alignment_->size()) +
                       " symbols, the output " + std::to_string(out.size()));
   }
+  if (adapted()) {
+    std::fill(out.begin(), out.end(), -std::numeric_limits<float>::infinity());
+    const Fused& fused = candidates(kAll);
+    for (std::size_t k = 0; k < fused.size(); ++k) {
+      out[static_cast<std::size_t>(fused.symbols[k])] = fused.logprobs[k];
+    }
+    return;
+  }
   if (options_.kind == PoolKind::linear) {
     dense_linear(out);
     return;

@@ -77,6 +77,7 @@ def fuse(
     floor: float = FLOOR,
     exponent: float = EXPONENT,
     plausibility: float = PLAUSIBILITY,
+    union_top: int = 0,
     dense: bool = False,
 ) -> Fused:
     """Merge N members' next-token logits into one distribution over byte strings.
@@ -102,6 +103,9 @@ def fuse(
         Of ``power``; at least 0.001 away from 0.
     plausibility : float
         Of ``contrast``; in (0, 1].
+    union_top : int
+        Instead of `top`, unless 0: the support is the union of the symbols among this many best
+        tokens of every member, and the end.  See the notes.
     dense : bool
         Also give the whole union row.
 
@@ -161,8 +165,15 @@ def fuse(
     probability.  CoRE (arXiv 2510.13855) without its main model: there is none to be kept at half
     of the weight, nobody's symbols are mapped to its vocabulary, and where a member has no twin its
     0 is compared with the mean too.
+
+    With `union_top` (UniTE, arXiv 2410.03777) every member's distribution is normalised on the
+    union, and a member without a twin of s backs off to its longest token that is a proper prefix
+    of s.  What such a token has is shared by its own symbol, if listed, and all that back off to
+    it, in proportion to the mean probability that those other members give them who have twins
+    (if nobody has one of its own symbol: that which the token has itself).  UniTE gives each of
+    them the whole, so that it counts several times.  `Fused.member_logprobs` are not changed.
     """
-    native = _native_pool(alignment, pool, floor, exponent, plausibility)
+    native = _native_pool(alignment, pool, floor, exponent, plausibility, union_top)
     arrays = [_as_array(row) for row in rows]  # alive as long as the core reads them
     native.read(arrays, _weights(weights, alignment))
     full = np.empty(len(alignment), np.float32) if dense else None
@@ -181,6 +192,7 @@ def fuse_batch(
     floor: float = FLOOR,
     exponent: float = EXPONENT,
     plausibility: float = PLAUSIBILITY,
+    union_top: int = 0,
     dense: bool = False,
 ) -> list[Fused]:
     """`fuse` for many steps in one native call that holds no GIL.
@@ -189,14 +201,14 @@ def fuse_batch(
     ----------
     rows : sequence of float32 arrays, array i of shape ``[n_steps, len(alignment.vocabs[i])]``
         As for `fuse`, C-contiguous.
-    alignment, weights, pool, top, floor, exponent, plausibility, dense
+    alignment, weights, pool, top, floor, exponent, plausibility, union_top, dense
         As for `fuse`.
 
     Returns
     -------
     list of Fused, one per step
     """
-    native = _native_pool(alignment, pool, floor, exponent, plausibility)
+    native = _native_pool(alignment, pool, floor, exponent, plausibility, union_top)
     blocks = [_as_array(row) for row in rows]
     full = None
     if dense and blocks and blocks[0].ndim == 2:

@@ -297,8 +297,22 @@ TEST_CASE("after the first steps nothing is allocated") {
   const std::vector<double> weights{1, 2};
   const Ids forced{0, 5, 9};
   Row dense(static_cast<std::size_t>(alignment->size()));
-  for (const PoolKind kind : kKinds) {
-    Pool pool(alignment, {kind});
+  std::vector<logitfuse::PoolOptions> every;
+  for (const PoolKind kind : kKinds) every.push_back({kind});
+  every.push_back(every.front());
+  every.back().union_top = 10;
+  every.push_back(every.front());
+  std::vector<std::int64_t> offsets(static_cast<std::size_t>(vocabs[1]->size()) + 1);
+  std::iota(offsets.begin(), offsets.end(), 0);
+  const std::vector<std::int32_t> targets(offsets.size() - 1, 3);
+  const std::vector<float> shares(targets.size(), 0.5F);
+  for (std::size_t i = 0; i < every.size(); ++i) {
+    CAPTURE(i);
+    Pool pool(alignment, every[i]);
+    if (i + 1 == every.size()) {
+      pool.project(1, offsets, targets, shares);
+      pool.restrict_to(0);
+    }
     logitfuse::Sampler sampler({}, {});
     const auto run = [&] {
       for (const auto& step : steps) {

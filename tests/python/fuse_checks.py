@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,7 @@ def pooled(
     So is a contrast in which float32 cannot tell whether the base finds a symbol plausible.
     """
     if pool == "contrast":
-        base = np.sort(member_rows(step)[next(m for m in step.present if step.weights[m] > 0)])
-        least = base[-1] + np.log(plausibility)
-        if np.any(np.abs(base[:-1] - least) <= 2 * TOLERANCE * (1 + np.abs(least))):
-            assume(False)
+        check_clear(member_rows(step)[base_of(step)], plausibility)
     candidates = None
     if listed is not None:
         candidates = {symbol_of(step.alignment, int(symbol)) for symbol in np.flatnonzero(listed)}
@@ -63,6 +61,19 @@ def pooled(
     except ValueError:
         assume(False)
         raise
+
+
+def base_of(step: Step) -> int:
+    """The first member of positive weight."""
+    return next(m for m, weight in enumerate(step.weights) if weight > 0)
+
+
+def check_clear(base: NDArray[np.float64], plausibility: float) -> None:
+    """Skips a step where a symbol is at the edge of the plausible."""
+    descending = -np.sort(-base)
+    least = descending[0] + np.log(plausibility)
+    if np.any(np.abs(descending[1:] - least) <= 4 * TOLERANCE * (1 + np.abs(least))):
+        assume(False)
 
 
 def member_rows(step: Step) -> NDArray[np.float64]:
@@ -89,11 +100,26 @@ def tolerances(
     want = pooled(step, pool, floor, exponent, plausibility, listed)
     if pool == "linear":
         return TOLERANCE * (1 + np.abs(want))
-    symbols, weights, table = reference.member_table(
-        step.rows, step.plain, step.weights, pool, floor, exponent
-    )
+    members = [
+        reference.member_logprobs(row, *plain) if weight else {}
+        for row, plain, weight in zip(step.rows, step.plain, step.weights, strict=True)
+    ]
+    return adapted_tolerances(step, members, want, pool, floor, exponent, listed)
+
+
+def adapted_tolerances(
+    step: Step,
+    members: Sequence[dict[reference.Symbol, float]],
+    want: NDArray[np.float64],
+    pool: PoolName,
+    floor: float = FLOOR,
+    exponent: float = EXPONENT,
+    listed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """As `tolerances`, for what members say after something was done to it."""
+    symbols, weights, table = reference.member_table(members, step.weights, pool, floor, exponent)
     rows = np.array([step.by_symbol(dict(zip(symbols, row, strict=True))) for row in table])
-    shares = weights / weights.sum()
+    shares = np.abs(weights) / np.abs(weights).sum()
     extra: Any = 0.0
     match pool:
         case "log-linear" | "product" | "contrast":

@@ -105,16 +105,29 @@ def pool(
     dict
         Symbol to log-probability.
     """
-    known, shares, table = member_table(rows, vocabs, weights, pool, floor, exponent)
+    members = [member_logprobs(row, *vocab) for row, vocab in zip(rows, vocabs, strict=True)]
+    return pool_members(members, weights, pool, floor, exponent, plausibility, candidates)
+
+
+def pool_members(
+    members: Sequence[Mapping[Symbol, float]],
+    weights: Sequence[float],
+    pool: PoolKind = "linear",
+    floor: float = -16.0,
+    exponent: float = 0.5,
+    plausibility: float = 0.1,
+    candidates: Collection[Symbol] | None = None,
+) -> dict[Symbol, float]:
+    """Do as `pool`, with what `member_logprobs` returns for each member."""
+    known, shares, table = member_table(members, weights, pool, floor, exponent)
     listed = np.array([candidates is None or pool == "linear" or s in candidates for s in known])
     pooled = pool_matrix(table, shares, pool, exponent, plausibility, listed)
-    union = {symbol for vocab in vocabs for symbol in _symbols(*vocab) if symbol is not None}
+    union = itertools.chain.from_iterable(members)
     return dict.fromkeys(union, -np.inf) | dict(zip(known, pooled.tolist(), strict=True))
 
 
 def member_table(
-    rows: Sequence[ArrayLike],
-    vocabs: Sequence[tuple[Sequence[bytes], Sequence[str]]],
+    members: Sequence[Mapping[Symbol, float]],
     weights: Sequence[float],
     pool: PoolKind,
     floor: float,
@@ -131,11 +144,7 @@ def member_table(
     table : ndarray
         Log-probabilities ``[members present, symbols]``, the missing ones filled in.
     """
-    present = [
-        member_logprobs(row, *vocab)
-        for row, vocab, weight in zip(rows, vocabs, weights, strict=True)
-        if weight != 0
-    ]
+    present = [member for member, w in zip(members, weights, strict=True) if w != 0]
     shares = np.array([weight for weight in weights if weight != 0], np.float64)
     known = list(dict.fromkeys(itertools.chain.from_iterable(present)))
     lacking = dict.fromkeys(known, -np.inf)
@@ -145,6 +154,87 @@ def member_table(
         lacking |= present[np.flatnonzero(shares > 0)[0]]
     table = np.array([[member.get(s, lacking[s]) for s in known] for member in present])
     return known, shares, table
+
+
+def back_off(
+    members: Sequence[Mapping[Symbol, float]], union: Collection[Symbol]
+) -> list[dict[Symbol, float]]:
+    """Rewrite the members' distributions as distributions on a union of symbols (UniTE, mended).
+
+    A member that lacks a symbol uses its longest token that the symbol begins with. What the token
+    has is dealt out among the symbols that use it, in proportion to what the other members give
+    them on average, as far as these have them.
+
+    Parameters
+    ----------
+    members
+        Those present, as `member_logprobs` returns them.
+    union
+        The symbols.
+
+    Returns
+    -------
+    list of dict
+        Symbols of the union to log-probabilities, without those that a member cannot begin.
+    """
+    adapted = []
+    own_share = {True: 0.0, False: -np.inf}
+    for member in members:
+        others = [other for other in members if other is not member]
+        users: dict[Symbol, list[Symbol]] = {}
+        for symbol in union:
+            token: Symbol | None = symbol if symbol in member else None
+            if token is None and isinstance(symbol, bytes):
+                prefixes = (symbol[:size] for size in range(len(symbol) - 1, 0, -1))
+                token = next((prefix for prefix in prefixes if prefix in member), None)
+            if token is not None:
+                users.setdefault(token, []).append(symbol)
+        shared: dict[Symbol, float] = {}
+        for token, symbols in users.items():
+            means = {}
+            for symbol in symbols:
+                opinions = [other[symbol] for other in others if symbol in other]
+                own = member.get(symbol, -np.inf)
+                means[symbol] = _log_mean_exp(opinions) if opinions else own
+            total = _log_sum_exp(list(means.values()))
+            for symbol in symbols:
+                share = means[symbol] - total if total > -np.inf else own_share[symbol == token]
+                shared[symbol] = member[token] + share
+        adapted.append(_normalised(shared))
+    return adapted
+
+
+def project(
+    row: ArrayLike,
+    tokens: Sequence[bytes],
+    kinds: Sequence[str],
+    best: Collection[int],
+    projection: Mapping[int, Mapping[Symbol, float]],
+) -> dict[Symbol, float]:
+    """Return `member_logprobs` plus what some of its tokens lend to other symbols (EVA).
+
+    What they lend stays theirs; no symbol gets beyond the probability 1.
+
+    Parameters
+    ----------
+    row, tokens, kinds
+        As for `member_logprobs`.
+    best
+        Ids of the tokens that lend.
+    projection
+        Id to the shares of its probability that symbols are lent.
+    """
+    logprobs = member_logprobs(row, tokens, kinds)
+    logits = np.asarray(row, np.float64)
+    total = _log_sum_exp(
+        [logits[i] for i, s in enumerate(_symbols(tokens, kinds)) if s is not None]
+    )
+    lent: dict[Symbol, list[float]] = {symbol: [value] for symbol, value in logprobs.items()}
+    for token in best:
+        for symbol, share in projection.get(token, {}).items():
+            if share > 0:
+                lent.setdefault(symbol, []).append(logits[token] - total + np.log(share))
+    return {symbol: min(_log_sum_exp(values), 0.0) for symbol, values in lent.items()}
 
 
 def pool_matrix(
@@ -184,8 +274,8 @@ def pool_matrix(
     """
     table, given = np.asarray(logprobs, np.float64), np.asarray(weights, np.float64)
     mask = np.ones(table.shape[1], bool) if listed is None else listed
-    shares = (given / given.sum())[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (given / given.sum())[:, None]
         match pool:
             case "linear":
                 scores = _power_mean(table, shares, 1)
@@ -367,6 +457,10 @@ def _typical(p: Floats, mass: float) -> NDArray[np.bool_]:
 def _softmax(scores: Floats) -> Floats:
     p = np.exp(scores - scores.max())
     return p / p.sum()
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    return _log_sum_exp(values) - float(np.log(len(values)))
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ import pytest
 from fuse_checks import (
     TOLERANCE,
     averages,
+    base_of,
     by_bytes,
     check_all_symbols,
     check_close,
@@ -132,8 +133,7 @@ def check_candidates(step: Step, pool: PoolName, top: int, **options: float) -> 
     """The candidates are the best tokens, scored as by the oracle, and `outside` is a bound."""
     wanted = expected_candidates(step, top)
     if pool == "contrast":
-        base = next(m for m in step.present if step.weights[m] > 0)
-        wanted.add(int(np.argmax(member_rows(step)[base])))
+        wanted.add(int(np.argmax(member_rows(step)[base_of(step)])))
     listed = np.isin(np.arange(len(step.alignment)), list(wanted))
     want = pooled(step, pool, **options, listed=listed)
     tolerance = tolerances(step, pool, **options, listed=listed)

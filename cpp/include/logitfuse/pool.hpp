@@ -39,9 +39,33 @@ enum class Decision : std::uint8_t {
 
 /// One step at a time over one alignment.  Owns its workspace: after the first steps nothing is
 /// allocated.  Not for two threads at once.
+///
+/// With `PoolOptions::union_top` (UniTE, arXiv 2410.03777) the candidates are the whole support:
+/// the symbols among that many best tokens of each member present, the end, and the forced ones.
+/// Every member's distribution is normalised on it.  A member without a twin of a symbol backs off
+/// to its longest token that is a proper prefix of it.  What a token has is shared by its own
+/// symbol (if listed) and all that back off to it, in proportion to the mean probability that those
+/// others give them who have twins (if nobody has one of its own symbol: that which the token has),
+/// so that nothing counts twice.  `Fused::member_logprobs` stay what the members say.
 class Pool {
  public:
+  /// Throws FusionError on options out of range.
   Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options);
+
+  /// From now on, what a member says of a symbol is the probability of its twin, and
+  /// `p(t) * weights[j]` of every token t among its `top` best with `symbols[j]` being the symbol,
+  /// offsets[t] <= j < offsets[t + 1] (a sparse projection of embeddings; EVA, Xu et al., NAACL
+  /// 2024).  The symbols become candidates.  `Fused::outside` also allows for what the other tokens
+  /// could add to one symbol.  Replaces the member's earlier projection.
+  /// offsets [n_tokens + 1], symbols and weights [offsets.back()], of a token at most 1 together.
+  /// Throws FusionError: sizes, symbols or weights out of range; a pool with `union_top`.
+  void project(std::size_t member, std::vector<std::int64_t> offsets,
+               std::vector<std::int32_t> symbols, std::span<const float> weights);
+
+  /// From now on only symbols with a twin in this member are candidates (kNone: all again).  Where
+  /// there are projections or a pivot, every pool is normalised over the candidates.
+  /// Throws FusionError: no such member; a pool with `union_top`.
+  void restrict_to(std::int32_t pivot);
 
   /// Takes the rows of a step: logits, rows[m] is float32 [vocab(m).size()], borrowed until the
   /// next call; null allowed for a member of weight 0.  One pass for the maxima, one for the sums.
@@ -55,12 +79,14 @@ class Pool {
   void reweigh(std::span<const double> weights);
 
   /// Whether the rows just read leave a greedy choice open; `symbol` is the answer if not.  The
-  /// contrast and the consistency pool never say: what all like best may not be their choice.
+  /// contrast and the consistency pool never say: what all like best may not be their choice.  Nor
+  /// does any pool with `union_top`, projections or a pivot.
   Decision decide(std::int32_t& symbol) const;
 
   /// The symbol that the linear pool is certain to choose whatever members say that are absent here
   /// and have the weight `rest_weight` together, on the scale of the weights as given; else kNone.
-  /// Other pools are never certain.  Throws FusionError: negative or not finite.
+  /// Other pools, and such as are adapted, are never certain.  Throws FusionError: negative or not
+  /// finite.
   std::int32_t certain_without(double rest_weight);
 
   /// The symbol that a member alone would choose; kNone for an absent member.
@@ -89,6 +115,12 @@ class Pool {
     float logit;
     std::int32_t id;
   };
+  struct Projection {
+    std::vector<std::int64_t> offsets;  // [n_tokens + 1]; empty: none
+    std::vector<std::int32_t> symbols;
+    std::vector<double> log_weights;
+    double most = 0.0;  // of the weights
+  };
   struct Member {
     std::vector<Block> blocks;         // the spans of the vocabulary in pieces of kBlock
     std::vector<float> block_max;      // [blocks]
@@ -104,6 +136,7 @@ class Pool {
     double sum = 0.0;      // of exp(logit - max)
     double log_sum = 0.0;  // so that log p = logit - max - log_sum
     float bound = 0.0F;    // log-prob that no token outside `best` exceeds
+    Projection projection;
   };
 
   void weigh(std::span<const double> weights, double total);
@@ -113,6 +146,15 @@ class Pool {
   void combine();
   void fill_missing();
   std::size_t base() const;
+  bool adapted() const { return options_.union_top > 0 || pivot_ != kNone || projects_; }
+  bool fills() const { return options_.union_top > 0 || formula_.missing() != Missing::zero; }
+  bool has(std::size_t m, std::size_t k) const;  // member m has a token for candidate k
+  void add_targets(std::size_t m);
+  void add_projected(std::size_t m);
+  std::int32_t longest_prefix(std::size_t m, std::int32_t symbol) const;
+  void back_off();
+  void share(std::size_t m);
+  double mean_of_others(std::size_t m, std::size_t k) const;
   void sort();
   float logprob(std::size_t m, std::int32_t symbol) const;
   static double log_probability(const Member& member, float logit);
@@ -129,10 +171,15 @@ class Pool {
   std::vector<std::uint32_t> seen_;  // [alignment.size()]: the step at which a symbol was added
   std::uint32_t step_ = 0;
   Fused fused_, sorted_;
-  std::vector<float> filled_;  // [members, candidates]: as the formula wants it
-  std::vector<char> known_;    // [candidates]: some present member gives it a probability
-  std::vector<Vote> votes_;    // of the members present
-  std::vector<float> bounds_;  // of the members present
+  bool projects_ = false;
+  std::int32_t pivot_ = kNone;
+  std::vector<std::int32_t> place_;    // [alignment.size()] where projected: index among candidates
+  std::vector<double> mass_;           // [candidates] scratch
+  std::vector<std::int32_t> spelled_;  // [members, candidates]: twin or longest prefix, or kNone
+  std::vector<float> filled_;          // [members, candidates]: as the formula wants it
+  std::vector<char> known_;            // [candidates]: some present member gives it a probability
+  std::vector<Vote> votes_;            // of the members present
+  std::vector<float> bounds_;          // of the members present
   std::vector<std::int32_t> order_;
 };
 

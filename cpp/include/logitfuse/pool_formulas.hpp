@@ -39,7 +39,7 @@ struct PoolOptions {
   float floor = -16.0F;        ///< nats; what stands in where a member lacks a symbol
   float exponent = 0.5F;       ///< r of power; at least 0.001 away from 0
   float plausibility = 0.1F;   ///< of contrast: the least share of the base's best, in (0, 1]
-  std::int32_t union_top = 0;  ///< of `Pool`; 0: off
+  std::int32_t union_top = 0;  ///< of `Pool`, see there; 0: off
 };
 
 /// What the weights are to be divided by: their sum, or 1 where the kind takes them as given.
