@@ -149,11 +149,6 @@ std::size_t Pool::base() const {
   return m;
 }
 
-bool Pool::has(std::size_t m, std::size_t k) const {
-  if (options_.union_top > 0) return spelled_[m * fused_.size() + k] != kNone;
-  return alignment_->twin(m, fused_.symbols[k]) != kNone;
-}
-
 void Pool::combine() {
   const std::size_t n = fused_.size();
   if (fills()) {
@@ -200,8 +195,10 @@ void Pool::fill_missing() {
     if (!members_[m].present) continue;
     float* lp = &filled_[m * n];
     for (std::size_t k = 0; k < n; ++k) {
-      if (lp[k] != -kInf || known_[k] == 0 || has(m, k)) continue;
-      lp[k] = base_row == nullptr ? options_.floor : base_row[k];
+      // No short cut: over all symbols it is anyone's guess, and a wrong one costs more.
+      const bool lacks = !has(m, k) & (known_[k] != 0) & (lp[k] == -kInf);
+      const float stand_in = base_row == nullptr ? options_.floor : base_row[k];
+      lp[k] = lacks ? stand_in : lp[k];
     }
   }
 }

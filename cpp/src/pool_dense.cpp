@@ -31,10 +31,46 @@ void Pool::dense(std::span<float> out) {
   fused_.member_logprobs.resize(members_.size() * out.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
     members_[m].bound = -std::numeric_limits<float>::infinity();
-    gather(m);
+    gather_all(m);
   }
   combine();
   std::copy(fused_.logprobs.begin(), fused_.logprobs.end(), out.begin());
+}
+
+// As `gather` of all symbols, but in the order of the tokens.
+void Pool::gather_all(std::size_t m) {
+  Member& member = members_[m];
+  const std::size_t n = fused_.size();
+  float* out = &fused_.member_logprobs[m * n];
+  if (!member.present) {
+    std::fill(out, out + n, std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
+  const Vocab& vocab = alignment_->vocab(m);
+  member.dense.assign(static_cast<std::size_t>(vocab.size()),
+                      -std::numeric_limits<float>::infinity());
+  for (const IdRange span : vocab.spans()) {
+    for (std::int32_t id = span.begin; id < span.end; ++id) {
+      member.dense[static_cast<std::size_t>(id)] =
+          static_cast<float>(log_probability(member, member.row[id]));
+    }
+  }
+  for (const std::int32_t shared : vocab.shared()) {
+    member.dense[static_cast<std::size_t>(shared)] = token_logprob(member, vocab, shared);
+    for (std::int32_t id = vocab.next_same(shared); id != kNone; id = vocab.next_same(id)) {
+      member.dense[static_cast<std::size_t>(id)] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  if (alignment_->identical()) {
+    std::copy(member.dense.begin(), member.dense.end(), out);
+    return;
+  }
+  const auto to_token = alignment_->to_token(m);
+  for (std::size_t s = 0; s < n; ++s) {
+    const std::int32_t token = to_token[s];
+    out[s] = token == kNone ? -std::numeric_limits<float>::infinity()
+                            : member.dense[static_cast<std::size_t>(token)];
+  }
 }
 
 // In probabilities: no logarithm per member.

@@ -40,10 +40,15 @@ float saturated(double sum) {
 }
 
 void weighted_sum(std::span<const Vote> votes, std::size_t n, float* out) {
-  for (std::size_t k = 0; k < n; ++k) {
-    double sum = 0.0;
-    for (const Vote& vote : votes) sum += vote.weight * static_cast<double>(vote.logprobs[k]);
-    out[k] = saturated(sum);
+  double sums[kBlock];
+  for (std::size_t begin = 0; begin < n; begin += kBlock) {
+    const std::size_t size = std::min(kBlock, n - begin);
+    std::fill_n(sums, size, 0.0);
+    for (const Vote& vote : votes) {
+      const float* lp = vote.logprobs + begin;
+      for (std::size_t k = 0; k < size; ++k) sums[k] += vote.weight * static_cast<double>(lp[k]);
+    }
+    for (std::size_t k = 0; k < size; ++k) out[begin + k] = saturated(sums[k]);
   }
 }
 

@@ -127,7 +127,7 @@ class Pool {
     std::vector<float> ranked;         // scratch: maxima of groups of blocks
     std::vector<std::int32_t> chosen;  // scratch: blocks that may hold one of the `best`
     std::vector<Entry> best;           // the `top` best tokens
-    std::vector<float> dense;          // [n_tokens], only after dense() of a linear pool
+    std::vector<float> dense;          // [n_tokens], only after dense()
     const float* row = nullptr;        // null: not read
     bool present = false;
     double weight = 0.0;
@@ -148,7 +148,11 @@ class Pool {
   std::size_t base() const;
   bool adapted() const { return options_.union_top > 0 || pivot_ != kNone || projects_; }
   bool fills() const { return options_.union_top > 0 || formula_.missing() != Missing::zero; }
-  bool has(std::size_t m, std::size_t k) const;  // member m has a token for candidate k
+  // Whether member m has a token for candidate k.
+  bool has(std::size_t m, std::size_t k) const {
+    if (options_.union_top > 0) return spelled_[m * fused_.size() + k] != kNone;
+    return alignment_->twin(m, fused_.symbols[k]) != kNone;
+  }
   void add_targets(std::size_t m);
   void add_projected(std::size_t m);
   std::int32_t longest_prefix(std::size_t m, std::int32_t symbol) const;
@@ -160,6 +164,7 @@ class Pool {
   static double log_probability(const Member& member, float logit);
   float token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const;
   void add_candidate(std::int32_t symbol);
+  void gather_all(std::size_t m);
   void dense_linear(std::span<float> out);
   void dense_member(std::size_t m);
 
