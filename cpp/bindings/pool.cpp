@@ -14,6 +14,7 @@ namespace logitfuse {
 namespace {
 
 using Rows = std::vector<const float*>;
+using Longs = py::array_t<std::int64_t, py::array::c_style>;
 
 const float* row_data(const py::handle& row, const Vocab& vocab, std::size_t m, py::ssize_t ndim) {
   if (!py::isinstance<Row>(row)) {
@@ -85,6 +86,25 @@ std::vector<Fused> fuse_steps(Pool& pool, const py::sequence& rows,
   return fused;
 }
 
+py::array_t<float> pool_matrix(const std::string& kind, float floor, float exponent,
+                               float plausibility, const std::vector<double>& weights,
+                               const Row& matrix) {
+  if (matrix.ndim() != 2) {
+    throw FusionError("member log-probabilities must be [members, symbols], not of " +
+                      std::to_string(matrix.ndim()) + " dimensions");
+  }
+  if (static_cast<std::size_t>(matrix.shape(0)) != weights.size()) {
+    throw FusionError("expected " + std::to_string(matrix.shape(0)) +
+                      " weights, one per member, got " + std::to_string(weights.size()));
+  }
+  py::array_t<float> out(matrix.shape(1));
+  const std::span<const float> values(matrix.data(), static_cast<std::size_t>(matrix.size()));
+  const std::span<float> target(out.mutable_data(), static_cast<std::size_t>(out.size()));
+  const py::gil_scoped_release released;
+  combine({pool_kind(kind), floor, exponent, plausibility}, weights, values, target);
+  return out;
+}
+
 }  // namespace
 
 void bind_pool(py::module_& m) {
@@ -133,10 +153,12 @@ void bind_pool(py::module_& m) {
           "k"_a);
   m.def(
       "normalise_weights",
-      [](const std::vector<double>& weights, std::size_t members) {
-        return normalise_weights(weights, members);
+      [](const std::vector<double>& weights, std::size_t members, const std::string& kind) {
+        return normalise_weights(pool_kind(kind), weights, members);
       },
-      "weights"_a, "members"_a);
+      "weights"_a, "members"_a, "kind"_a = "linear");
+  m.def("pool_matrix", &pool_matrix, "kind"_a, "floor"_a, "exponent"_a, "plausibility"_a,
+        "weights"_a, "matrix"_a.noconvert());
   py::native_enum<Decision>(m, "Decision", "enum.Enum")
       .value("open", Decision::open)
       .value("agree", Decision::agree)
@@ -144,19 +166,15 @@ void bind_pool(py::module_& m) {
       .finalize();
   m.attr("ALL") = kAll;
   py::class_<Pool>(m, "Pool")
-      .def(py::init([](std::shared_ptr<Alignment> alignment, const std::string& kind, float floor) {
-             PoolOptions options;
-             options.floor = floor;
-             if (kind == "linear") {
-               options.kind = PoolKind::linear;
-             } else if (kind == "log-linear") {
-               options.kind = PoolKind::log_linear;
-             } else {
-               throw FusionError("unknown pool '" + kind + "'; known: linear, log-linear");
-             }
-             return std::make_unique<Pool>(std::move(alignment), options);
+      .def(py::init([](std::shared_ptr<Alignment> alignment, const std::string& kind, float floor,
+                       float exponent, float plausibility, std::int32_t union_top) {
+             return std::make_unique<Pool>(
+                 std::move(alignment),
+                 PoolOptions{pool_kind(kind), floor, exponent, plausibility, union_top});
            }),
-           "alignment"_a, "kind"_a, "floor"_a)
+           "alignment"_a, "kind"_a, "floor"_a = PoolOptions{}.floor,
+           "exponent"_a = PoolOptions{}.exponent, "plausibility"_a = PoolOptions{}.plausibility,
+           "union_top"_a = PoolOptions{}.union_top)
       .def(
           "read",
           [](Pool& pool, const py::sequence& rows, const std::vector<double>& weights) {
@@ -165,6 +183,26 @@ void bind_pool(py::module_& m) {
             pool.read(pointers, weights);
           },
           "rows"_a, "weights"_a)
+      .def(
+          "reweigh", [](Pool& pool, const std::vector<double>& weights) { pool.reweigh(weights); },
+          "weights"_a)
+      .def(
+          "certain_without",
+          [](Pool& pool, double rest_weight) {
+            const py::gil_scoped_release released;
+            return pool.certain_without(rest_weight);
+          },
+          "rest_weight"_a)
+      .def(
+          "project",
+          [](Pool& pool, std::size_t member, const Longs& offsets, const Ints& symbols,
+             const Row& weights) {
+            pool.project(member, {offsets.data(), offsets.data() + offsets.size()},
+                         {symbols.data(), symbols.data() + symbols.size()},
+                         {weights.data(), static_cast<std::size_t>(weights.size())});
+          },
+          "member"_a, "offsets"_a.noconvert(), "symbols"_a.noconvert(), "weights"_a.noconvert())
+      .def("restrict", &Pool::restrict_to, "pivot"_a)
       .def("decide",
            [](const Pool& pool) {
              std::int32_t symbol = kNone;

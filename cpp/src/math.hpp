@@ -46,4 +46,12 @@ inline double exp64_of(double x) {
   return std::ldexp(series, static_cast<int>(k));
 }
 
+/// log(e^a + e^b) for a, b < +inf.
+inline double log_add(double a, double b) {
+  const double high = a < b ? b : a;
+  const double low = a < b ? a : b;
+  if (low == -std::numeric_limits<double>::infinity()) return high;
+  return high + log_of(1.0 + static_cast<double>(exp_of(static_cast<float>(low - high))));
+}
+
 }  // namespace logitfuse

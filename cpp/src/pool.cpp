@@ -12,44 +12,12 @@ namespace logitfuse {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-// Returns the sum of the weights.
-double check_weights(std::span<const double> weights, std::size_t members) {
-  if (weights.size() != members) {
-    throw FusionError("expected " + std::to_string(members) + " weights, one per member, got " +
-                      std::to_string(weights.size()));
-  }
-  double total = 0.0;
-  for (std::size_t m = 0; m < members; ++m) {
-    if (!(weights[m] >= 0.0) || std::isinf(weights[m])) {
-      throw FusionError("the weight of member " + std::to_string(m) +
-                            " must be a finite number >= 0, not " + std::to_string(weights[m]),
-                        static_cast<int>(m));
-    }
-    total += weights[m];
-  }
-  if (!(total > 0.0) || std::isinf(total)) {
-    throw FusionError("the weights must have a finite sum above 0, not " + std::to_string(total));
-  }
-  return total;
-}
+constexpr double kSlack = 1e-6;  // more than float32 differences of probabilities are off by
 
 }  // namespace
 
-std::vector<double> normalise_weights(std::span<const double> weights, std::size_t members) {
-  const double total = check_weights(weights, members);
-  std::vector<double> normalised(weights.begin(), weights.end());
-  for (double& weight : normalised) weight /= total;
-  return normalised;
-}
-
 Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
-    : alignment_(std::move(alignment)), options_(options) {
-  if (!(options_.floor <= 0.0F) || options_.floor == -kInf) {
-    throw FusionError("floor must be a finite log-probability <= 0, not " +
-                      std::to_string(options_.floor));
-  }
+    : alignment_(std::move(alignment)), options_(options), formula_(options) {
   seen_.assign(static_cast<std::size_t>(alignment_->size()), 0U);
   members_.resize(alignment_->members());
   for (std::size_t m = 0; m < members_.size(); ++m) {
@@ -71,19 +39,37 @@ void Pool::read(std::span<const float* const> rows, std::span<const double> weig
     throw FusionError("expected " + std::to_string(members_.size()) + " rows, got " +
                       std::to_string(rows.size()));
   }
-  const double total = check_weights(weights, members_.size());
+  const double total = check_weights(options_.kind, weights, members_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    Member& member = members_[m];
-    member.weight = static_cast<float>(weights[m] / total);
-    member.row = member.weight > 0.0F ? rows[m] : nullptr;
-    if (member.weight > 0.0F && rows[m] == nullptr) {
+    members_[m].row = static_cast<float>(weights[m] / total) == 0.0F ? nullptr : rows[m];
+  }
+  weigh(weights, total);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].present) measure(m);
+  }
+}
+
+void Pool::reweigh(std::span<const double> weights) {
+  weigh(weights, check_weights(options_.kind, weights, members_.size()));
+}
+
+void Pool::weigh(std::span<const double> weights, double total) {
+  const auto present = [&](std::size_t m) {
+    return static_cast<float>(weights[m] / total) != 0.0F;
+  };
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    if (members_[m].row == nullptr && present(m)) {
       throw FusionError("member " + std::to_string(m) + " has a weight but no row",
                         static_cast<int>(m));
     }
-    if (member.row == nullptr) continue;
-    member.log_weight = static_cast<float>(log_of(weights[m] / total));
-    measure(m);
   }
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    Member& member = members_[m];
+    member.weight = weights[m] / total;
+    member.present = present(m);
+    member.log_weight = member.weight > 0.0 ? static_cast<float>(log_of(member.weight)) : 0.0F;
+  }
+  scale_ = total;
 }
 
 void Pool::measure(std::size_t m) {
@@ -121,57 +107,6 @@ void Pool::measure(std::size_t m) {
   member.log_sum = log_of(member.sum);
 }
 
-// With the blocks dealt out to groups, the `top`-th largest maximum of a group is a threshold that
-// at least `top` tokens reach, so all of the `top` best tokens reach it, and they lie in the few
-// blocks whose maximum does.  (To rank the blocks themselves would save few blocks and take longer
-// than all the rest.  Neighbours go to different groups because likely tokens are neighbours.)
-void Pool::select(std::size_t m, std::int32_t top) {
-  constexpr std::size_t kGroupsPerToken = 4;  // an eighth more blocks than by ranking blocks
-  Member& member = members_[m];
-  const auto wanted = static_cast<std::size_t>(top);
-  const std::size_t blocks = member.blocks.size();
-  float threshold = -kInf;
-  if (wanted < blocks) {
-    const std::size_t groups = std::min(kGroupsPerToken * wanted, blocks);
-    float* ranked = member.ranked.data();
-    std::copy_n(member.block_max.data(), groups, ranked);
-    for (std::size_t dealt = groups; dealt < blocks; dealt += groups) {
-      const float* more = &member.block_max[dealt];
-      const std::size_t n = std::min(groups, blocks - dealt);
-      for (std::size_t g = 0; g < n; ++g) ranked[g] = std::max(ranked[g], more[g]);
-    }
-    std::nth_element(ranked, ranked + wanted - 1, ranked + groups, std::greater<>());
-    threshold = ranked[wanted - 1];
-  }
-  member.best.clear();
-  const Kernels& k = kernels();
-  const std::size_t n_chosen =
-      k.at_least(member.block_max.data(), blocks, threshold, member.chosen.data());
-  for (std::size_t c = 0; c < n_chosen; ++c) {
-    const Block block = member.blocks[static_cast<std::size_t>(member.chosen[c])];
-    const float* logits = member.row + block.begin;
-    std::int32_t at[kBlock];
-    const auto size = static_cast<std::size_t>(block.end - block.begin);
-    const std::size_t found = k.at_least(logits, size, threshold, at);
-    for (std::size_t i = 0; i < found; ++i) {
-      if (logits[at[i]] != -kInf) member.best.push_back({logits[at[i]], block.begin + at[i]});
-    }
-  }
-  if (member.best.size() > wanted) {
-    const auto nth = member.best.begin() + static_cast<std::ptrdiff_t>(wanted) - 1;
-    std::nth_element(member.best.begin(), nth, member.best.end(),
-                     [](const Entry& a, const Entry& b) {
-                       return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-                     });
-    threshold = nth->logit;
-    member.best.resize(wanted);
-  }
-  // A symbol outside may be spelled by several tokens of the threshold's size.
-  const std::int32_t equal = alignment_->vocab(m).most_equal();
-  const double bound = log_probability(member, threshold) + log_of(equal);
-  member.bound = static_cast<float>(std::min(bound, 0.0));
-}
-
 // Not logit - log-sum-exp: that loses the sum where the logits are huge.
 double Pool::log_probability(const Member& member, float logit) {
   return static_cast<double>(logit) - static_cast<double>(member.max) - member.log_sum;
@@ -200,7 +135,7 @@ float Pool::logprob(std::size_t m, std::int32_t symbol) const {
 
 std::int32_t Pool::best(std::size_t m) const {
   const Member& member = members_[m];
-  if (member.row == nullptr) return kNone;
+  if (!member.present) return kNone;
   const Vocab& vocab = alignment_->vocab(m);
   const auto block = std::find(member.block_max.begin(), member.block_max.end(), member.max);
   std::int32_t best =
@@ -224,27 +159,31 @@ std::int32_t Pool::best(std::size_t m) const {
   return alignment_->symbol(m, symbol);
 }
 
+// All formulas but the two that are left out grow with what any member says.
 Decision Pool::decide(std::int32_t& symbol) const {
-  bool agree = true;
   symbol = kNone;
+  if (adapted() || options_.kind == PoolKind::contrast || options_.kind == PoolKind::consistency) {
+    return Decision::open;
+  }
+  bool agree = true;
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     const std::int32_t wish = best(m);
     if (symbol == kNone) symbol = wish;
     agree = agree && wish == symbol;
     // Under a high floor a symbol that the member lacks may please it more than its best.
-    if (options_.kind == PoolKind::log_linear) agree = agree && logprob(m, wish) >= options_.floor;
+    if (formula_.missing() == Missing::floor) agree = agree && logprob(m, wish) >= options_.floor;
   }
   if (agree) return Decision::agree;
   if (options_.kind != PoolKind::linear) return symbol = kNone, Decision::open;
   // More than half of the pool means more than half of some member: it is that member's best.
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
+    if (!members_[m].present) continue;
     symbol = best(m);
     float pooled = 0.0F;
     for (std::size_t j = 0; j < members_.size(); ++j) {
-      if (members_[j].row == nullptr) continue;
-      pooled += exp_of(logprob(j, symbol), members_[j].weight);
+      if (!members_[j].present) continue;
+      pooled += exp_of(logprob(j, symbol), static_cast<float>(members_[j].weight));
     }
     if (pooled > 0.5F) return Decision::certain;
   }
@@ -252,97 +191,23 @@ Decision Pool::decide(std::int32_t& symbol) const {
   return Decision::open;
 }
 
-void Pool::add_candidate(std::int32_t symbol) {
-  std::uint32_t& seen = seen_[static_cast<std::size_t>(symbol)];
-  if (seen == step_) return;
-  seen = step_;
-  fused_.symbols.push_back(symbol);
-}
-
-const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> forced) {
-  if (top < 1) throw FusionError("top must be at least 1, not " + std::to_string(top));
-  if (++step_ == 0) {  // the counter wrapped: old marks could look new
-    std::fill(seen_.begin(), seen_.end(), 0U);
-    step_ = 1;
+std::int32_t Pool::certain_without(double rest_weight) {
+  if (!(rest_weight >= 0.0) || std::isinf(rest_weight)) {
+    throw FusionError("the weight of absent members must be a finite number >= 0, not " +
+                      std::to_string(rest_weight));
   }
-  fused_.symbols.clear();
-  for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].row == nullptr) continue;
-    select(m, top);
-    for (const Entry& entry : members_[m].best) add_candidate(alignment_->symbol(m, entry.id));
-  }
-  if (alignment_->end() != kNone) add_candidate(alignment_->end());
-  for (const std::int32_t symbol : forced) {
-    if (symbol < 0 || symbol >= alignment_->size()) {
-      throw FusionError("symbol " + std::to_string(symbol) + " is not in a union of " +
-                        std::to_string(alignment_->size()));
-    }
-    add_candidate(symbol);
-  }
-  fused_.member_logprobs.resize(members_.size() * fused_.size());
-  for (std::size_t m = 0; m < members_.size(); ++m) gather(m);
-  combine();
-  sort();
-  if (sorted_.size() == 0) fail_excluded();
-  return sorted_;
-}
-
-const Fused& Pool::score(std::int32_t symbol) {
-  fused_.symbols.assign(1, symbol);
-  fused_.member_logprobs.resize(members_.size());
-  for (std::size_t m = 0; m < members_.size(); ++m) {
-    members_[m].bound = 0.0F;
-    gather(m);
-  }
-  combine();
-  sort();
-  return sorted_;
-}
-
-void Pool::gather(std::size_t m) {
-  const std::size_t n = fused_.size();
-  float* out = &fused_.member_logprobs[m * n];
-  if (members_[m].row == nullptr) {
-    std::fill(out, out + n, kNaN);
-    return;
-  }
-  for (std::size_t k = 0; k < n; ++k) out[k] = logprob(m, fused_.symbols[k]);
-}
-
-void Pool::combine() {
-  fused_.logprobs.assign(fused_.size(), 0.0F);
-  if (options_.kind == PoolKind::linear) {
-    combine_linear();
-  } else {
-    combine_log_linear();
-  }
-}
-
-void Pool::sort() {
-  const std::size_t n = fused_.size();
-  order_.clear();
-  for (std::size_t k = 0; k < n; ++k) {
-    if (fused_.logprobs[k] != -kInf) order_.push_back(static_cast<std::int32_t>(k));
-  }
-  std::sort(order_.begin(), order_.end(), [this](std::int32_t a, std::int32_t b) {
-    const auto i = static_cast<std::size_t>(a);
-    const auto j = static_cast<std::size_t>(b);
-    if (fused_.logprobs[i] != fused_.logprobs[j]) return fused_.logprobs[i] > fused_.logprobs[j];
-    return fused_.symbols[i] < fused_.symbols[j];
-  });
-  const std::size_t kept = order_.size();
-  sorted_.symbols.resize(kept);
-  sorted_.logprobs.resize(kept);
-  sorted_.member_logprobs.resize(members_.size() * kept);
-  sorted_.outside = fused_.outside;
-  sorted_.partial = fused_.partial;
-  for (std::size_t k = 0; k < kept; ++k) {
-    const auto from = static_cast<std::size_t>(order_[k]);
-    sorted_.symbols[k] = fused_.symbols[from];
-    sorted_.logprobs[k] = fused_.logprobs[from];
-    for (std::size_t m = 0; m < members_.size(); ++m) {
-      sorted_.member_logprobs[m * kept + k] = fused_.member_logprobs[m * n + from];
-    }
+  if (options_.kind != PoolKind::linear || adapted()) return kNone;
+  const double rest = rest_weight / scale_ + kSlack;
+  for (std::int32_t top = 8;; top = top < kAll / 8 ? top * 8 : kAll) {
+    const Fused& fused = candidates(top);
+    const float second = fused.size() > 1 ? fused.logprobs[1] : -kInf;
+    const double best = static_cast<double>(exp_of(fused.logprobs[0]));
+    const double lead = best - static_cast<double>(exp_of(std::max(second, fused.outside)));
+    if (lead > rest) return fused.symbols[0];
+    // Longer lists cannot raise the lead above that over the second here.
+    const bool known = fused.logprobs[0] >= fused.outside;
+    if (known && best - static_cast<double>(exp_of(second)) <= rest) return kNone;
+    if (top == kAll || second >= fused.outside) return kNone;
   }
 }
 

@@ -93,7 +93,9 @@ std::shared_ptr<const logitfuse::Alignment> two_members() {
 
 const std::vector<Row> kRows{log_of({0.5F, 0.25F, 0.25F, 9.0F}), log_of({0.5F, 0.25F, 0.25F})};
 
-constexpr PoolKind kKinds[] = {PoolKind::linear, PoolKind::log_linear};
+constexpr PoolKind kKinds[] = {PoolKind::linear,     PoolKind::log_linear, PoolKind::power,
+                               PoolKind::min,        PoolKind::product,    PoolKind::contrast,
+                               PoolKind::consistency};
 
 }  // namespace
 
@@ -148,7 +150,7 @@ TEST_CASE("log-linear members that exclude each other") {
 TEST_CASE("a member of weight 0 is absent, and needs no row") {
   for (const PoolKind kind : kKinds) {
     OwningPool pool(two_members(), {kind});
-    pool.read({kRows[0], {}}, {2, 0});
+    pool.read({kRows[0], {}}, {1, 0});
     const Fused& fused = pool.candidates(kAll);
     CHECK(fused.symbols == Ids{0, 1, 4});
     CHECK(probability(fused.logprobs[0]) == doctest::Approx(0.5).epsilon(1e-6));
@@ -220,6 +222,11 @@ TEST_CASE("on random steps") {
     const auto alignment = align(vocabs);
     for (const PoolKind kind : kKinds) {
       OwningPool pool(alignment, {kind});
+      if (kind == PoolKind::contrast) {  // nobody vetoes
+        for (std::size_t m = 1; m < members; ++m) weights[m] *= -0.5;
+      } else {
+        for (double& weight : weights) weight = std::abs(weight);
+      }
       pool.read(rows, weights);
       const Fused all = pool.candidates(kAll);
       CHECK(all.outside == -kInf);
@@ -290,14 +297,30 @@ TEST_CASE("after the first steps nothing is allocated") {
   const std::vector<double> weights{1, 2};
   const Ids forced{0, 5, 9};
   Row dense(static_cast<std::size_t>(alignment->size()));
-  for (const PoolKind kind : kKinds) {
-    Pool pool(alignment, {kind});
+  std::vector<logitfuse::PoolOptions> every;
+  for (const PoolKind kind : kKinds) every.push_back({kind});
+  every.push_back(every.front());
+  every.back().union_top = 10;
+  every.push_back(every.front());
+  std::vector<std::int64_t> offsets(static_cast<std::size_t>(vocabs[1]->size()) + 1);
+  std::iota(offsets.begin(), offsets.end(), 0);
+  const std::vector<std::int32_t> targets(offsets.size() - 1, 3);
+  const std::vector<float> shares(targets.size(), 0.5F);
+  for (std::size_t i = 0; i < every.size(); ++i) {
+    CAPTURE(i);
+    Pool pool(alignment, every[i]);
+    if (i + 1 == every.size()) {
+      pool.project(1, offsets, targets, shares);
+      pool.restrict_to(0);
+    }
     logitfuse::Sampler sampler({}, {});
     const auto run = [&] {
       for (const auto& step : steps) {
         std::int32_t symbol = kNone;
         pool.read(step, weights);
         pool.decide(symbol);
+        (void)pool.certain_without(0.1);
+        pool.reweigh(weights);
         const Fused& fused = pool.candidates(64, forced);
         (void)sampler.draw(fused);
         symbol = fused.symbols[0];
@@ -354,8 +377,52 @@ TEST_CASE("errors name the member") {
   }
 }
 
+TEST_CASE("a small matrix") {
+  const std::vector<float> matrix = log_of({0.5F, 0.25F, 0.25F, 0.1F, 0.8F, 0.1F});
+  const auto pooled = [&](PoolKind kind, const std::vector<double>& weights) {
+    logitfuse::PoolOptions options{kind};
+    options.exponent = -1.0F;
+    Row out(3);
+    logitfuse::combine(options, weights, matrix, out);
+    return out;
+  };
+  const auto is = [](const Row& got, const std::vector<double>& want) {
+    const double total = std::accumulate(want.begin(), want.end(), 0.0);
+    for (std::size_t k = 0; k < want.size(); ++k) {
+      CHECK(probability(got[k]) == doctest::Approx(want[k] / total).epsilon(1e-6));
+    }
+  };
+  support::on_every_isa([&](std::string_view isa) {
+    CAPTURE(isa);
+    is(pooled(PoolKind::linear, {1, 3}), {0.8, 2.65, 0.55});
+    is(pooled(PoolKind::log_linear, {2, 2}), {std::sqrt(0.05), std::sqrt(0.2), std::sqrt(0.025)});
+    is(pooled(PoolKind::power, {1, 1}), {1 / 12.0, 1 / 5.25, 1 / 14.0});
+    is(pooled(PoolKind::min, {1, 9}), {0.1, 0.25, 0.1});
+    is(pooled(PoolKind::product, {2, 1}), {0.025, 0.05, 0.00625});
+    is(pooled(PoolKind::contrast, {1, -1}), {5, 0.3125, 2.5});
+    is(pooled(PoolKind::contrast, {-1, 1}), {0.2, 3.2, 0.4});
+  });
+  Row out(3);
+  std::vector<float> holes = matrix;
+  holes[4] = kNaN;
+  const std::vector<double> weights{1, 1};
+  CHECK_THROWS_AS(logitfuse::combine({}, weights, holes, out), FusionError);
+  holes[3] = holes[5] = kNaN;  // now the second is absent
+  logitfuse::combine({}, weights, holes, out);
+  is(out, {0.5, 0.25, 0.25});
+  CHECK_THROWS_AS(logitfuse::combine({}, std::vector<double>{0, 1}, holes, out), FusionError);
+  CHECK_THROWS_AS(logitfuse::combine({}, std::vector<double>{1}, holes, out), FusionError);
+  holes[0] = 0.1F;
+  CHECK_THROWS_AS(logitfuse::combine({}, weights, holes, out), FusionError);
+}
+
 TEST_CASE("weights are normalised") {
   const std::vector<double> weights{1, 3};
-  CHECK(logitfuse::normalise_weights(weights, 2) == std::vector<double>{0.25, 0.75});
-  CHECK_THROWS_AS(logitfuse::normalise_weights(weights, 3), FusionError);
+  const auto normalise = logitfuse::normalise_weights;
+  CHECK(normalise(PoolKind::linear, weights, 2) == std::vector<double>{0.25, 0.75});
+  CHECK(normalise(PoolKind::product, weights, 2) == weights);
+  CHECK_THROWS_AS(normalise(PoolKind::linear, weights, 3), FusionError);
+  const std::vector<double> negative{-1, -3};
+  for (const PoolKind kind : kKinds) CHECK_THROWS_AS(normalise(kind, negative, 2), FusionError);
+  CHECK(normalise(PoolKind::contrast, std::vector<double>{-1, 3}, 2)[0] == -1);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import reference
 from hypothesis import assume
 from hypothesis import strategies as st
-from logitfuse.pooling import FLOOR, POOLS, Fused, PoolName, fuse
+from logitfuse.pooling import EXPONENT, FLOOR, PLAUSIBILITY, POOLS, Fused, PoolName, fuse
 from numpy.typing import NDArray
 from strategies_core import (
     INF,
@@ -24,19 +25,55 @@ TINY = float(np.finfo(np.float32).tiny)
 
 pools = st.sampled_from(POOLS)
 every_pool = pytest.mark.parametrize("pool", POOLS)
+#: Weights of these are normalised, and identical members are one.
+AVERAGES: tuple[PoolName, ...] = ("linear", "log-linear", "power", "min", "consistency")
+averages = st.sampled_from(AVERAGES)
 
 
 def fused(step: Step, **options: Any) -> Fused:
     return fuse(step.rows, step.alignment, weights=step.weights, **options)
 
 
-def pooled(step: Step, pool: PoolName, floor: float = FLOOR) -> NDArray[np.float64]:
-    """The oracle's row over all symbols; an impossible step is skipped."""
+def pooled(
+    step: Step,
+    pool: PoolName,
+    floor: float = FLOOR,
+    exponent: float = EXPONENT,
+    plausibility: float = PLAUSIBILITY,
+    listed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """The oracle's row over all symbols; an impossible step is skipped.
+
+    So is a contrast in which float32 cannot tell whether the base finds a symbol plausible.
+    """
+    if pool == "contrast":
+        check_clear(member_rows(step)[base_of(step)], plausibility)
+    candidates = None
+    if listed is not None:
+        candidates = {symbol_of(step.alignment, int(symbol)) for symbol in np.flatnonzero(listed)}
     try:
-        return step.by_symbol(reference.pool(step.rows, step.plain, step.weights, pool, floor))
+        return step.by_symbol(
+            reference.pool(
+                *(step.rows, step.plain, step.weights, pool),
+                *(floor, exponent, plausibility, candidates),
+            )
+        )
     except ValueError:
         assume(False)
         raise
+
+
+def base_of(step: Step) -> int:
+    """The first member of positive weight."""
+    return next(m for m, weight in enumerate(step.weights) if weight > 0)
+
+
+def check_clear(base: NDArray[np.float64], plausibility: float) -> None:
+    """Skips a step where a symbol is at the edge of the plausible."""
+    descending = -np.sort(-base)
+    least = descending[0] + np.log(plausibility)
+    if np.any(np.abs(descending[1:] - least) <= 4 * TOLERANCE * (1 + np.abs(least))):
+        assume(False)
 
 
 def member_rows(step: Step) -> NDArray[np.float64]:
@@ -47,30 +84,73 @@ def member_rows(step: Step) -> NDArray[np.float64]:
     return out
 
 
-def tolerances(step: Step, pool: PoolName, floor: float = FLOOR) -> NDArray[np.float64]:
+def tolerances(
+    step: Step,
+    pool: PoolName,
+    floor: float = FLOOR,
+    exponent: float = EXPONENT,
+    plausibility: float = PLAUSIBILITY,
+    listed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
     """How far each symbol may be off.
 
-    The linear pool adds; the error is relative to the result.  The log-linear pool averages
-    log-probabilities and subtracts the normaliser, so the error is relative to those.
+    The linear pool adds; the error is relative to the result.  The other ones add up, or choose
+    from, log-probabilities and subtract the normaliser, so the error is relative to those.
     """
+    want = pooled(step, pool, floor, exponent, plausibility, listed)
     if pool == "linear":
-        return TOLERANCE * (1 + np.abs(pooled(step, pool)))
-    scores = log_linear_scores(step, floor)
-    return TOLERANCE * (1 + np.abs(scores) + np.abs(np.max(scores)))
+        return TOLERANCE * (1 + np.abs(want))
+    members = [
+        reference.member_logprobs(row, *plain) if weight else {}
+        for row, plain, weight in zip(step.rows, step.plain, step.weights, strict=True)
+    ]
+    return adapted_tolerances(step, members, want, pool, floor, exponent, listed)
 
 
-def log_linear_scores(step: Step, floor: float = FLOOR) -> NDArray[np.float64]:
-    """The weighted means of log-probabilities, not normalised."""
-    weights = np.array([step.weights[m] for m in step.present])
-    rows = member_rows(step)[step.present]
-    has = np.array(
-        [
-            [step.alignment.twin(m, symbol) is not None for symbol in range(len(step.alignment))]
-            for m in step.present
-        ]
-    )
-    scores = weights / weights.sum() @ np.where(has, rows, floor)
-    return np.where(has.any(axis=0), scores, -INF)
+def adapted_tolerances(
+    step: Step,
+    members: Sequence[dict[reference.Symbol, float]],
+    want: NDArray[np.float64],
+    pool: PoolName,
+    floor: float = FLOOR,
+    exponent: float = EXPONENT,
+    listed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """As `tolerances`, for what members say after something was done to it."""
+    symbols, weights, table = reference.member_table(members, step.weights, pool, floor, exponent)
+    rows = np.array([step.by_symbol(dict(zip(symbols, row, strict=True))) for row in table])
+    shares = np.abs(weights) / np.abs(weights).sum()
+    extra: Any = 0.0
+    match pool:
+        case "log-linear" | "product" | "contrast":
+            factors = np.abs(shares if pool == "log-linear" else weights)
+            sizes = factors @ np.abs(np.where(np.isfinite(rows), rows, 0))
+        case "power":
+            nearest = rows.max(axis=0) if exponent > 0 else rows.min(axis=0)
+            sizes = (np.abs(nearest) + 1 - np.log(shares.min())) * max(1, 1 / abs(exponent))
+        case "min":
+            sizes = np.abs(rows.min(axis=0))
+        case _:
+            sizes = np.abs(want)
+            extra = consistency_error(rows, shares, listed)
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
+    peak = sizes[want > want.max() - 30].max()
+    return TOLERANCE * (1 + sizes + peak) + extra
+
+
+def consistency_error(
+    rows: NDArray[np.float64], shares: NDArray[np.float64], listed: NDArray[np.bool_] | None
+) -> NDArray[np.float64]:
+    """What the error of a probability makes of sums of consistencies and of entropies."""
+    off = 4 * TOLERANCE
+    mask = np.ones(rows.shape[1], bool) if listed is None else listed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c, m = reference.consistency(rows, shares[:, None], mask)
+        p = m * np.exp(rows - rows.max(axis=0))
+        of_symbols = off * np.nan_to_num(p.sum(axis=0) / (c * p).sum(axis=0), posinf=1e30)
+    possible = mask & (rows > -INF).any(axis=0)
+    of_members = off * (2 / 0.01 + 1 / c[:, possible].mean(axis=1).min())
+    return of_symbols + of_symbols[possible].min() + 2 * of_members  # type: ignore[no-any-return]
 
 
 def scattered(step: Step, fused: Fused) -> NDArray[np.float32]:
@@ -100,11 +180,11 @@ def check_order(fused: Fused) -> None:
     np.testing.assert_array_equal(order, np.arange(len(fused)))
 
 
-def check_all_symbols(step: Step, pool: PoolName, floor: float = FLOOR) -> None:
+def check_all_symbols(step: Step, pool: PoolName, **options: float) -> None:
     """With every symbol listed, everything is the oracle's."""
-    want = pooled(step, pool, floor)
-    tolerance = tolerances(step, pool, floor)
-    result = fused(step, pool=pool, floor=floor, top=None, dense=True)
+    want = pooled(step, pool, **options)
+    tolerance = tolerances(step, pool, **options)
+    result = fused(step, pool=pool, **options, top=None, dense=True)
     check_close(scattered(step, result), want, tolerance)
     check_order(result)
     assert result.outside == -INF
@@ -121,7 +201,7 @@ def check_dense(
     result: Fused, want: NDArray[np.float64], tolerance: NDArray[np.float64], pool: PoolName
 ) -> None:
     assert result.dense is not None
-    if pool == "log-linear":
+    if pool != "linear":
         check_close(result.dense, want, tolerance)
         return
     got, p = np.exp(result.dense.astype(np.float64)), np.exp(want)

@@ -21,7 +21,7 @@ Nothing here is fast. Clarity decides: a symbol is a dictionary key.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -53,28 +53,33 @@ def member_logprobs(
         Symbol to natural log of its probability; -inf if the member rules the symbol out.
     """
     groups: dict[Symbol, list[float]] = {}
-    for logit, token, kind in zip(np.asarray(row, np.float64), tokens, kinds, strict=True):
-        if kind in ("text", "byte", "end"):
-            groups.setdefault(END if kind == "end" else token, []).append(logit)
+    for logit, symbol in zip(np.asarray(row, np.float64), _symbols(tokens, kinds), strict=True):
+        if symbol is not None:
+            groups.setdefault(symbol, []).append(logit)
     peak = max(itertools.chain.from_iterable(groups.values()))
     if peak > -np.inf:  # only differences count, and near zero they keep their digits
         groups = {symbol: [logit - peak for logit in logits] for symbol, logits in groups.items()}
     return _normalised({symbol: _log_sum_exp(logits) for symbol, logits in groups.items()})
 
 
+PoolKind = Literal["linear", "log-linear", "power", "min", "product", "contrast", "consistency"]
+
+
 def pool(
     rows: Sequence[ArrayLike],
     vocabs: Sequence[tuple[Sequence[bytes], Sequence[str]]],
     weights: Sequence[float],
-    pool: Literal["linear", "log-linear"] = "linear",
+    pool: PoolKind = "linear",
     floor: float = -16.0,
+    exponent: float = 0.5,
+    plausibility: float = 0.1,
+    candidates: Collection[Symbol] | None = None,
 ) -> dict[Symbol, float]:
     """Join the members' distributions into one over the union of their symbols.
 
-    ``linear`` (Stone 1961) averages probabilities: a symbol is likely if *some* member likes it.
-    ``log-linear`` (Genest and Zidek 1986) averages log-probabilities and normalises again: a symbol
-    is likely if *no* member minds it. A member that gives a symbol the probability zero vetoes it
-    there; one whose vocabulary lacks the symbol cannot judge it, and `floor` stands in.
+    `pool_matrix` says how, for symbols that all members have. One whose vocabulary lacks a symbol
+    cannot judge it. In pools that a single probability of zero would veto, `floor` stands in; in a
+    contrast, what the base says; everywhere else, the probability zero.
 
     Parameters
     ----------
@@ -83,12 +88,17 @@ def pool(
     vocabs
         ``(tokens, kinds)`` of each member.
     weights
-        One number per member, not all zero; scaled to sum to 1. Zero means absent: the member's
-        symbols stay part of the union, but have the probability zero unless others have them too.
+        One number per member. Zero means absent: the member's symbols stay part of the union, but
+        have the probability zero unless others have them too.
     pool
         The operator.
     floor
-        Log-probability in nats of a symbol that a member lacks; of ``log-linear`` only.
+        Log-probability in nats of a symbol that a member lacks.
+    exponent, plausibility
+        Of ``power`` and ``contrast``.
+    candidates
+        Symbols to normalise over, and the ones that ``consistency`` looks at; all by default. The
+        other symbols are given in the same scale. ``linear`` needs none.
 
     Returns
     -------
@@ -96,17 +106,234 @@ def pool(
         Symbol to log-probability.
     """
     members = [member_logprobs(row, *vocab) for row, vocab in zip(rows, vocabs, strict=True)]
-    shares = np.asarray(weights, np.float64) / np.sum(weights)
-    present = [(w, member) for w, member in zip(shares, members, strict=True) if w > 0]
-    union = dict.fromkeys(symbol for member in members for symbol in member)
-    if pool == "linear":
-        return {
-            symbol: _log_sum_exp([np.log(w) + m[symbol] for w, m in present if symbol in m])
-            for symbol in union
-        }
-    known = {symbol for _, m in present for symbol in m}
-    scores = {s: sum(w * m.get(s, floor) for w, m in present) for s in known}
-    return dict.fromkeys(union, -np.inf) | _normalised(scores)
+    return pool_members(members, weights, pool, floor, exponent, plausibility, candidates)
+
+
+def pool_members(
+    members: Sequence[Mapping[Symbol, float]],
+    weights: Sequence[float],
+    pool: PoolKind = "linear",
+    floor: float = -16.0,
+    exponent: float = 0.5,
+    plausibility: float = 0.1,
+    candidates: Collection[Symbol] | None = None,
+) -> dict[Symbol, float]:
+    """Do as `pool`, with what `member_logprobs` returns for each member."""
+    known, shares, table = member_table(members, weights, pool, floor, exponent)
+    listed = np.array([candidates is None or pool == "linear" or s in candidates for s in known])
+    pooled = pool_matrix(table, shares, pool, exponent, plausibility, listed)
+    union = itertools.chain.from_iterable(members)
+    return dict.fromkeys(union, -np.inf) | dict(zip(known, pooled.tolist(), strict=True))
+
+
+def member_table(
+    members: Sequence[Mapping[Symbol, float]],
+    weights: Sequence[float],
+    pool: PoolKind,
+    floor: float,
+    exponent: float,
+) -> tuple[list[Symbol], Floats, Floats]:
+    """Write what the members present say of all symbols that one of them has into one table.
+
+    Returns
+    -------
+    symbols : list
+        As many as the table has columns.
+    weights : ndarray
+        Of the members present, as given.
+    table : ndarray
+        Log-probabilities ``[members present, symbols]``, the missing ones filled in.
+    """
+    present = [member for member, w in zip(members, weights, strict=True) if w != 0]
+    shares = np.array([weight for weight in weights if weight != 0], np.float64)
+    known = list(dict.fromkeys(itertools.chain.from_iterable(present)))
+    lacking = dict.fromkeys(known, -np.inf)
+    if pool in ("log-linear", "min", "product") or (pool == "power" and exponent < 0):
+        lacking = dict.fromkeys(known, floor)
+    elif pool == "contrast":
+        lacking |= present[np.flatnonzero(shares > 0)[0]]
+    table = np.array([[member.get(s, lacking[s]) for s in known] for member in present])
+    return known, shares, table
+
+
+def back_off(
+    members: Sequence[Mapping[Symbol, float]], union: Collection[Symbol]
+) -> list[dict[Symbol, float]]:
+    """Rewrite the members' distributions as distributions on a union of symbols (UniTE, mended).
+
+    A member that lacks a symbol uses its longest token that the symbol begins with. What the token
+    has is dealt out among the symbols that use it, in proportion to what the other members give
+    them on average, as far as these have them.
+
+    Parameters
+    ----------
+    members
+        Those present, as `member_logprobs` returns them.
+    union
+        The symbols.
+
+    Returns
+    -------
+    list of dict
+        Symbols of the union to log-probabilities, without those that a member cannot begin.
+    """
+    adapted = []
+    own_share = {True: 0.0, False: -np.inf}
+    for member in members:
+        others = [other for other in members if other is not member]
+        users: dict[Symbol, list[Symbol]] = {}
+        for symbol in union:
+            token: Symbol | None = symbol if symbol in member else None
+            if token is None and isinstance(symbol, bytes):
+                prefixes = (symbol[:size] for size in range(len(symbol) - 1, 0, -1))
+                token = next((prefix for prefix in prefixes if prefix in member), None)
+            if token is not None:
+                users.setdefault(token, []).append(symbol)
+        shared: dict[Symbol, float] = {}
+        for token, symbols in users.items():
+            means = {}
+            for symbol in symbols:
+                opinions = [other[symbol] for other in others if symbol in other]
+                own = member.get(symbol, -np.inf)
+                means[symbol] = _log_mean_exp(opinions) if opinions else own
+            total = _log_sum_exp(list(means.values()))
+            for symbol in symbols:
+                share = means[symbol] - total if total > -np.inf else own_share[symbol == token]
+                shared[symbol] = member[token] + share
+        adapted.append(_normalised(shared))
+    return adapted
+
+
+def project(
+    row: ArrayLike,
+    tokens: Sequence[bytes],
+    kinds: Sequence[str],
+    best: Collection[int],
+    projection: Mapping[int, Mapping[Symbol, float]],
+) -> dict[Symbol, float]:
+    """Return `member_logprobs` plus what some of its tokens lend to other symbols (EVA).
+
+    What they lend stays theirs; no symbol gets beyond the probability 1.
+
+    Parameters
+    ----------
+    row, tokens, kinds
+        As for `member_logprobs`.
+    best
+        Ids of the tokens that lend.
+    projection
+        Id to the shares of its probability that symbols are lent.
+    """
+    logprobs = member_logprobs(row, tokens, kinds)
+    logits = np.asarray(row, np.float64)
+    total = _log_sum_exp(
+        [logits[i] for i, s in enumerate(_symbols(tokens, kinds)) if s is not None]
+    )
+    lent: dict[Symbol, list[float]] = {symbol: [value] for symbol, value in logprobs.items()}
+    for token in best:
+        for symbol, share in projection.get(token, {}).items():
+            if share > 0:
+                lent.setdefault(symbol, []).append(logits[token] - total + np.log(share))
+    return {symbol: min(_log_sum_exp(values), 0.0) for symbol, values in lent.items()}
+
+
+def pool_matrix(
+    logprobs: ArrayLike,
+    weights: ArrayLike,
+    pool: PoolKind = "linear",
+    exponent: float = 0.5,
+    plausibility: float = 0.1,
+    listed: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """Join distributions over the same symbols.
+
+    ``linear`` (Stone 1961) averages probabilities: a symbol is likely if *some* member likes it.
+    ``log-linear`` (Genest and Zidek 1986) averages log-probabilities: a symbol is likely if *no*
+    member minds it. ``power`` averages powers of probabilities and takes the root, which leads from
+    one to the other. ``min`` takes the smallest probability. ``product`` (Hinton 2002) adds
+    log-probabilities up, and ``contrast`` (Li et al. 2022) subtracts some of them, but only among
+    the symbols that the first member of positive weight, the base, finds plausible.
+    ``consistency`` (CoRE, 2025) trusts members, and what they say of a symbol, less the farther
+    they are from the mean, and members more the surer they are.
+
+    Parameters
+    ----------
+    logprobs
+        ``[members, n]`` in nats.
+    weights
+        One number per member, not zero; scaled to sum to 1 but for ``product`` and ``contrast``.
+    pool, exponent, plausibility
+        The operator.
+    listed
+        Mask ``[n]`` of the symbols to normalise over; the others are given in the same scale.
+
+    Returns
+    -------
+    ndarray
+        Log-probabilities ``[n]``.
+    """
+    table, given = np.asarray(logprobs, np.float64), np.asarray(weights, np.float64)
+    mask = np.ones(table.shape[1], bool) if listed is None else listed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (given / given.sum())[:, None]
+        match pool:
+            case "linear":
+                scores = _power_mean(table, shares, 1)
+            case "power":
+                scores = _power_mean(table, shares, exponent)
+            case "log-linear":
+                scores = (shares * table).sum(axis=0)
+            case "product":
+                scores = (given[:, None] * table).sum(axis=0)
+            case "min":
+                scores = table.min(axis=0)
+            case "contrast":
+                scores = _contrast(table, given, plausibility)
+            case "consistency":
+                scores = _consistency(table, shares, mask)
+    total = _log_sum_exp(scores[mask].tolist())
+    if total == -np.inf:
+        raise ValueError("every symbol has the probability zero")
+    return scores - total
+
+
+def _power_mean(table: Floats, shares: Floats, exponent: float) -> Floats:
+    """Log of ``(sum_i w_i p_i^r)^(1/r)``; of a negative exponent, one zero makes it zero."""
+    terms = np.log(shares) + exponent * table
+    peak = terms.max(axis=0)
+    mean = (peak + np.log(np.exp(terms - peak).sum(axis=0))) / exponent
+    none = np.isneginf(table)
+    return np.where(none.all(axis=0) if exponent > 0 else none.any(axis=0), -np.inf, mean)
+
+
+def _contrast(table: Floats, weights: Floats, plausibility: float) -> Floats:
+    """Signed sum of log-probabilities; what nobody gives cannot be subtracted."""
+    base = table[np.flatnonzero(weights > 0)[0]]
+    nothing = np.isneginf(table) & (weights < 0)[:, None]
+    scores = (weights[:, None] * np.where(nothing, base, table)).sum(axis=0)
+    plausible = (base >= base.max() + np.log(plausibility)) & (base > -np.inf)
+    return np.where(plausible, scores, -np.inf)
+
+
+def _consistency(table: Floats, shares: Floats, mask: NDArray[np.bool_]) -> Floats:
+    """Log of ``sum_i m_i c_i p_i``."""
+    c, m = consistency(table, shares, mask)
+    return _power_mean(table + np.log(c), m, 1)
+
+
+def consistency(
+    table: Floats, shares: Floats, mask: NDArray[np.bool_], beta: float = 2
+) -> tuple[Floats, Floats]:
+    """CoRE's consistency of every symbol in every member, and of the members ``[members, 1]``.
+
+    Means and entropies are taken over the masked symbols to which anybody gives a probability.
+    """
+    p = np.exp(table)
+    distance = np.abs(p - (shares * p).sum(axis=0))
+    c = (np.exp(-beta * distance) - np.exp(-beta)) / (1 - np.exp(-beta))
+    mask = mask & (table > -np.inf).any(axis=0)
+    entropy = -np.where(p > 0, p * table, 0)[:, mask].sum(axis=1, keepdims=True)
+    return c, shares * c[:, mask].mean(axis=1, keepdims=True) / np.maximum(entropy, 0.01)
 
 
 def boundary_probability(
@@ -203,6 +430,14 @@ def sample_filter(
     return kept, _softmax(scores[kept] / temperature)
 
 
+def _symbols(tokens: Sequence[bytes], kinds: Sequence[str]) -> list[Symbol | None]:
+    """What each token stands for; None for what is never emitted."""
+    return [
+        END if kind == "end" else token if kind in ("text", "byte") else None
+        for token, kind in zip(tokens, kinds, strict=True)
+    ]
+
+
 def _normalised(scores: Mapping[Symbol, float]) -> dict[Symbol, float]:
     """Shift log-probabilities so that the probabilities sum to 1."""
     total = _log_sum_exp(list(scores.values()))
@@ -222,6 +457,10 @@ def _typical(p: Floats, mass: float) -> NDArray[np.bool_]:
 def _softmax(scores: Floats) -> Floats:
     p = np.exp(scores - scores.max())
     return p / p.sum()
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    return _log_sum_exp(values) - float(np.log(len(values)))
 
 
 def _log_sum_exp(values: Sequence[float]) -> float:

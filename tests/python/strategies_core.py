@@ -56,8 +56,8 @@ class Step:
 
     @property
     def present(self) -> list[int]:
-        """Members of a weight above 0."""
-        return [m for m, weight in enumerate(self.weights) if weight > 0]
+        """Members of a weight other than 0."""
+        return [m for m, weight in enumerate(self.weights) if weight != 0]
 
     def reordered(self, order: Sequence[int]) -> Step:
         """The same members in another order."""
@@ -119,6 +119,15 @@ def steps(draw: st.DrawFn, max_members: int = 4) -> Step:
     weights = draw(st.lists(st.just(0.0) | st.floats(0.01, 100), min_size=n, max_size=n))
     weights[draw(st.integers(0, n - 1))] = draw(st.floats(0.01, 100))
     return Step(members, [draw(rows(vocab)) for vocab in members], weights)
+
+
+@st.composite
+def signed_steps(draw: st.DrawFn) -> Step:
+    """Steps for a contrast: some weights are negative, one is not."""
+    step = draw(steps())
+    signs = draw(st.lists(st.sampled_from([-1, 1]), min_size=len(step.weights), max_size=4))
+    signs[draw(st.sampled_from(step.present))] = 1
+    return step.weighted([s * w for s, w in zip(signs, step.weights, strict=False)])
 
 
 # -------------------------------------------------------------------- NumPy: several kernel blocks

@@ -17,6 +17,7 @@ from fuse_checks import (
 from hypothesis import given
 from hypothesis import strategies as st
 from logitfuse import _core
+from logitfuse.errors import FusionError
 from logitfuse.pooling import FLOOR, PoolName
 from logitfuse.vocab import Vocab
 from numpy.typing import NDArray
@@ -61,6 +62,8 @@ def check_decision(step: Step, pool: PoolName, floor: float = FLOOR) -> _core.De
         if wish >= 0:
             assert is_best(rows[m], wish)
             bests.add(clear_best(rows[m]))
+    if pool in ("contrast", "consistency"):
+        assert decision == _core.Decision.open
     if decision == _core.Decision.open:
         assert symbol == -1
         if pool == "linear":
@@ -88,7 +91,11 @@ class TestDecide:
     def test_shapes(self, isa: str, shape: str, pool: PoolName) -> None:
         assert _core.isa() == isa
         for seed in range(3):
-            check_decision(random_step(seed, "normal", shape), pool)
+            step = random_step(seed, "normal", shape)
+            if pool == "contrast":  # with these seeds some members exclude each other
+                assert decided(step, pool)[0] == _core.Decision.open
+            else:
+                check_decision(step, pool)
 
     @pytest.mark.parametrize(
         ("p", "q", "weights", "decision", "best"),
@@ -126,3 +133,113 @@ class TestDecide:
         assert decided(step, "log-linear")[0] == _core.Decision.agree
         assert decided(step, "log-linear", floor=-0.1)[0] == _core.Decision.open
         assert fused(step, pool="log-linear", floor=-0.1).token_bytes(0) == b"b"
+
+
+def check_certain(step: Step, read: list[int]) -> int:
+    """Certain is what leads by more than those who are not read could change, and only that."""
+    weights = [w if m in read else 0.0 for m, w in enumerate(step.weights)]
+    rest = sum(w for m, w in enumerate(step.weights) if m not in read)
+    native = _core.Pool(step.alignment._core, "linear")
+    native.read([row if weights[m] else None for m, row in enumerate(step.rows)], weights)
+    symbol = native.certain_without(rest)
+    part = np.exp(pooled(step.weighted(weights), "linear")) * sum(weights)
+    first, second = np.append(np.sort(part)[::-1], 0)[:2]
+    total = rest + sum(weights)
+    if symbol < 0:
+        assert first - second <= rest + 4e-6 * total
+    else:
+        assert symbol == np.argmax(part) == np.argmax(pooled(step, "linear"))
+        assert first - second > rest
+    return symbol
+
+
+class TestCertainWithout:
+    """Members that need not be asked."""
+
+    @given(steps(), st.data())
+    def test_tiny_steps(self, step: Step, data: Any) -> None:
+        read = data.draw(st.sets(st.sampled_from(step.present), min_size=1))
+        check_certain(step, sorted(read))
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_shapes(self, isa: str, shape: str) -> None:
+        assert _core.isa() == isa
+        for seed in range(5):
+            for weights in ([5, 1, 1], [1, 2, 0.5], [1, 1, 1]):
+                step = random_step(seed, shape, "normal", "one-hot").weighted(weights)
+                check_certain(step, [0])
+                check_certain(step, [0, 1])
+
+    def test_by_hand(self) -> None:
+        """0.7 * 0.6 - 0.7 * 0.1 = 0.35 is above what 0.3 can do; both must be below it."""
+        vocab = Vocab([b"%d" % token for token in range(40)])
+        row = np.log(np.array([0.6, 0.1, *[0.3 / 38] * 38])).astype(np.float32)
+        step = Step([vocab] * 2, [row, row], [0.7, 0.3])
+        assert check_certain(step, [0]) == 0
+        assert check_certain(step.weighted([0.6, 0.4]), [0]) == -1
+        assert check_certain(step.weighted([7, 3]), [0]) == 0
+
+    def test_many_equals_hide_no_second(self) -> None:
+        """Two tokens of one symbol, neither of them among the best, are nearly as many as one."""
+        vocab = Vocab([b"%d" % token for token in range(20)] + [b"x"] * 10)
+        row = np.full(30, 2.0, np.float32)
+        row[0], row[20:] = 4.4, 1.9
+        step = Step([vocab] * 2, [row, row], [0.95, 0.05])
+        assert check_certain(step, [0]) == -1
+        row[20:25] = -INF
+        assert check_certain(step, [0]) == 0
+
+    @every_pool
+    def test_only_the_linear_pool(self, pool: PoolName) -> None:
+        vocab = Vocab([b"a", b"b"])
+        native = _core.Pool(Step([vocab], [], []).alignment._core, pool)
+        native.read([np.array([0, -50], np.float32)], [1])
+        assert native.certain_without(0.1) == (0 if pool == "linear" else -1)
+
+    @pytest.mark.parametrize("rest", [-1, np.nan, INF])
+    def test_refusals(self, rest: float) -> None:
+        vocab = Vocab([b"a", b"b"])
+        native = _core.Pool(Step([vocab], [], []).alignment._core, "linear")
+        native.read([np.zeros(2, np.float32)], [1])
+        with pytest.raises(FusionError, match="weight of absent members"):
+            native.certain_without(rest)
+
+
+class TestReweigh:
+    """New weights for the rows at hand."""
+
+    @given(steps(), pools, st.data())
+    def test_is_reading_again(self, step: Step, pool: PoolName, data: Any) -> None:
+        weights = [data.draw(st.floats(0.01, 9)) if w else 0.0 for w in step.weights]
+        first, second = (_core.Pool(step.alignment._core, pool) for _ in range(2))
+        first.read(step.rows, step.weights)
+        first.reweigh(weights)
+        second.read(step.rows, weights)
+        assert first.decide() == second.decide()
+        try:
+            want = second.candidates(3)
+        except FusionError:
+            with pytest.raises(FusionError):
+                first.candidates(3)
+            return
+        got = first.candidates(3)
+        assert got.symbols.tolist() == want.symbols.tolist()
+        assert got.logprobs.tobytes() == want.logprobs.tobytes()
+        assert got.outside == want.outside
+
+    def test_members_come_and_go_but_not_unread_ones(self) -> None:
+        vocab = Vocab([b"a", b"b"])
+        rows = [np.array(row, np.float32) for row in ([3, 0], [0, 5])]
+        native = _core.Pool(Step([vocab] * 3, [], []).alignment._core, "linear")
+        native.read([*rows, None], [1, 1, 0])
+        native.reweigh([1, 0, 0])
+        assert native.best() == [0, -1, -1]
+        native.reweigh([0, 2, 0])
+        assert native.best() == [-1, 1, -1]
+        for weights, message in (
+            ([1, 1, 1], "member 2 has a weight but no row"),
+            ([-1, 1, 0], "weight of member 0"),
+        ):
+            with pytest.raises(FusionError, match=message):
+                native.reweigh(weights)
+        assert native.best() == [-1, 1, -1]

@@ -143,6 +143,28 @@ class TestInputs:
         with pytest.raises(FusionError, match=message):
             _core.normalise_weights(weights, 2)
 
+    @pytest.mark.parametrize(
+        ("pool", "weights", "message", "member"),
+        [
+            ("product", [1, -1], "weight of member 1 must be a finite number >= 0, not -1", 1),
+            ("product", [2e6, 1], "weight of member 0 must be at most 1e6 in size", 0),
+            ("product", [0, 0], "finite sum above 0", None),
+            ("contrast", [1, INF], "weight of member 1 must be a finite number, not inf", 1),
+            ("contrast", [1, -2e6], "weight of member 1 must be at most 1e6 in size", 1),
+            ("contrast", [0, -1], "needs a member of positive weight", None),
+            ("min", [1, -1], "weight of member 1 must be a finite number >= 0", 1),
+            ("consistency", [np.nan, 1], "weight of member 0 .* not nan", 0),
+        ],
+    )
+    def test_bad_weights_of_a_kind(
+        self, pool: PoolName, weights: list[float], message: str, member: int | None
+    ) -> None:
+        with pytest.raises(FusionError, match=message) as raised:
+            fuse([np.zeros(3, np.float32), abc()], self.alignment, weights=weights, pool=pool)
+        assert raised.value.member == member
+        with pytest.raises(FusionError, match=message):
+            _core.normalise_weights(weights, 2, pool)
+
     @pytest.mark.parametrize("n", [0, 1, 3])
     def test_wrong_number_of_rows(self, n: int) -> None:
         with pytest.raises(FusionError, match=f"expected 2 rows, got {n}"):
@@ -151,7 +173,12 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"pool": "geometric"}, "unknown pool 'geometric'; known: linear, log-linear"),
+            ({"pool": "geometric"}, "unknown pool 'geometric'; known: linear, log-linear, power, "),
+            ({"exponent": 0}, "exponent must be a finite number at least 0.001 away from 0"),
+            ({"exponent": INF}, "exponent must be .* not inf"),
+            ({"plausibility": 0}, r"plausibility must be in \(0, 1\] .* not 0"),
+            ({"plausibility": 1.1}, "plausibility must be"),
+            ({"plausibility": np.nan}, "plausibility must be"),
             ({"top": 0}, "top must be at least 1"),
             ({"top": -3}, "top must be at least 1"),
             ({"floor": 1.0}, "floor must be a finite log-probability <= 0"),

@@ -12,7 +12,16 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
-from reference import END, boundary_probability, member_logprobs, pool, sample_filter
+from reference import (
+    END,
+    back_off,
+    boundary_probability,
+    member_logprobs,
+    pool,
+    pool_matrix,
+    project,
+    sample_filter,
+)
 
 ABC = ([b"a", b"b", b"</s>", b"<pad>"], ["text", "text", "end", "control"])
 BCD = ([b"b", b"c", b"d"], ["text", "text", "text"])
@@ -70,6 +79,56 @@ def test_log_linear_refuses_a_veto_of_everything() -> None:
         pool([[0.0, -INF], [-INF, 0.0]], [vocab, vocab], [1, 1], "log-linear")
 
 
+@pytest.mark.parametrize(
+    ("operator", "weights", "expected"),
+    [
+        ("power", [1, 1], [1 / (2 + 10), 1 / (4 + 1.25), 1 / (4 + 10)]),
+        ("min", [1, 9], [0.1, 0.25, 0.1]),
+        ("product", [2, 1], [0.025, 0.05, 0.00625]),
+        ("contrast", [1, -1], [5, 0.3125, 2.5]),
+        ("contrast", [-1, 2], [0.02, 2.56, 0.04]),
+    ],
+)
+def test_small_matrices_by_hand(operator: Any, weights: Any, expected: list[float]) -> None:
+    table = np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
+    p = np.exp(pool_matrix(table, weights, operator, exponent=-1))
+    assert p == pytest.approx(np.array(expected) / sum(expected))
+
+
+def test_consistency_by_hand() -> None:
+    """Entropies of 0.5 and 0.9 to 0.1; distances from the mean of 0.2 everywhere."""
+    p = np.array([[0.5, 0.5], [0.9, 0.1]])
+    entropies = np.array([0.693147, 0.325083])
+    c = (np.exp(-0.4) - np.exp(-2)) / (1 - np.exp(-2))
+    assert c == pytest.approx(0.618719, abs=1e-6)
+    want = (p / entropies[:, None]).sum(axis=0)
+    got = np.exp(pool_matrix(np.log(p), [1, 1], "consistency"))
+    assert got == pytest.approx(want / want.sum(), rel=1e-5)
+
+
+def test_a_power_of_1_is_linear_and_near_0_log_linear() -> None:
+    table = np.log(np.random.default_rng(1).dirichlet(np.ones(5), 3))
+    for exponent, operator in ((1.0, "linear"), (1e-6, "log-linear"), (-1e-6, "log-linear")):
+        got = pool_matrix(table, [1, 2, 3], "power", exponent)
+        assert got == pytest.approx(pool_matrix(table, [1, 2, 3], operator), abs=1e-5)
+
+
+def test_backing_off_deals_out_a_token_once() -> None:
+    """What a member has for "hel" is for what begins with it, and for itself, which nobody else has."""
+    one = {b"hello": np.log(0.6), b"help": np.log(0.2), b"x": np.log(0.2)}
+    two = {b"hel": np.log(0.5), b"h": np.log(0.1), b"x": np.log(0.4)}
+    adapted = back_off([one, two], [b"hello", b"help", b"hel", b"x", END])
+    assert probabilities(adapted[0]) == pytest.approx({b"hello": 0.6, b"help": 0.2, b"x": 0.2})
+    shares = {b"hello": 0.3 / 1.3, b"help": 0.1 / 1.3, b"hel": 0.25 / 1.3, b"x": 0.4}
+    assert probabilities(adapted[1]) == pytest.approx({s: p / 0.9 for s, p in shares.items()})
+
+
+def test_projecting_lends() -> None:
+    row = np.log([0.5, 0.25, 0.25, 1e-300])
+    p = probabilities(project(row, *ABC, [0], {0: {b"c": 0.5, b"b": 0.1}, 1: {b"c": 1.0}}))
+    assert p == pytest.approx({b"a": 0.5, b"b": 0.3, END: 0.25, b"c": 0.25})
+
+
 def random_case(seed: int) -> tuple[list[Any], list[Any], Any]:
     """Three members with overlapping vocabularies, duplicates, and one -inf logit."""
     rng = np.random.default_rng(seed)
@@ -81,7 +140,7 @@ def random_case(seed: int) -> tuple[list[Any], list[Any], Any]:
     return rows, vocabs, rng.dirichlet([1, 1, 1])
 
 
-@pytest.mark.parametrize("operator", ["linear", "log-linear"])
+@pytest.mark.parametrize("operator", ["linear", "log-linear", "power", "min", "consistency"])
 @pytest.mark.parametrize("seed", range(5))
 class TestPoolLaws:
     def test_sums_to_one(self, operator: Any, seed: int) -> None:
@@ -104,7 +163,7 @@ class TestPoolLaws:
         p = probabilities(pool(rows, vocabs, [0, 1, 0], operator))
         alone = probabilities(member_logprobs(rows[1], *vocabs[1]))
         shared = {symbol: value for symbol, value in p.items() if symbol in alone}
-        if operator == "linear":
+        if operator in ("linear", "power", "consistency"):
             assert shared == pytest.approx(alone)
         else:  # symbols that the member lacks are at the floor: about 1e-7 each
             assert shared == pytest.approx(alone, abs=1e-5)
