@@ -247,20 +247,16 @@ class Draft(Lazy):
         at = text.rfind(key, 0, len(text) - 1)
         if at < 0:
             return
-        following = text[at + len(key) :][:_READ].decode(errors="ignore").encode()
-        if following[:1] and following[0] & 0xC0 == 0x80:
-            return
+        period = text[at + len(key) :]  # what goes on repeating itself, if it overlaps the key
+        following = (period * (_READ // len(period) + 1))[:_READ].decode(errors="ignore").encode()
         first = self._crew.running[0]
         member = self._crew.members[first]
         tokens = member.tokenize(following)[:length]
-        unit = member.vocab.join(tokens)
-        while unit and _core.unfinished_utf8(unit[-3:]):
-            unit = member.vocab.join(tokens := tokens[:-1])
+        while _core.unfinished_utf8(member.vocab.join(tokens)[-3:]):
+            tokens.pop()
         ahead = deepcopy(reply)
-        if not unit or not reply.accepts(unit):
-            return
-        ahead.append(unit)
-        if not ahead.stopped:
+        ahead.append(member.vocab.join(tokens))
+        if tokens and not ahead.stopped:
             self._ahead = ahead
             self._symbols = [self._crew.symbol(first, token) for token in tokens]
 
