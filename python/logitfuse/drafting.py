@@ -124,13 +124,14 @@ class Draft(Lazy):
                 f"a draft of {options.length} units does not fit a context of {shortest} tokens",
                 key="length",
             )
-        self._options = options
+        self.options = options
         self._drafter = drafter
         self._own_threads = {i: crew.members[i].context.n_threads for i in crew.running}
         self._all_threads = options.threads or sum(self._own_threads.values())
         self._costs = {i: Costs() for i in crew.running}
         self._alone = Costs()  # of the drafter with the threads of all
-        self._acceptance = _PRIOR
+        #: Estimated share of drafted units that are said.
+        self.acceptance = _PRIOR
         if drafter is not None:
             crew.members[drafter].keep_rows(options.length + 2)
 
@@ -151,14 +152,14 @@ class Draft(Lazy):
         """See `Schedule`."""
         if self._ahead is not None:
             return  # still being verified
-        readers = [i for i in self._crew.running if i != self._drafter or self._options.ngrams]
+        readers = [i for i in self._crew.running if i != self._drafter or self.options.ngrams]
         if all(self._knows(i) for i in readers):
             return  # the step after a whole draft comes for free
         length = self._plan(readers)
         length = length if left is None else min(length, left - 1)
         if length < 1:
             return
-        if self._options.ngrams:
+        if self.options.ngrams:
             self._look_up(reply, length)
         else:
             self._write(reply, sampler.clone(), length, speak)
@@ -169,11 +170,11 @@ class Draft(Lazy):
         said = _bytes_of(reply)
         self._ends.append(len(said))
         if self._ahead is None:
-            self._acceptance += _DRIFT * (_PRIOR - self._acceptance)
+            self.acceptance += _DRIFT * (_PRIOR - self.acceptance)
             return fits
         ahead = _bytes_of(self._ahead)
         hit = ahead.startswith(said)
-        self._acceptance += _RATE * (hit - self._acceptance)
+        self.acceptance += _RATE * (hit - self.acceptance)
         on_track = hit and (self._crew.twin is None or self._symbols[:1] == [symbol])
         if on_track and len(said) < len(ahead):
             del self._symbols[:1]
@@ -187,19 +188,19 @@ class Draft(Lazy):
         """How many units to draft."""
         singles = {i: self._costs[i].of(1) for i in self._crew.running}
         known = {i: seconds for i, seconds in singles.items() if seconds is not None}
-        if self._drafter is None and not self._options.ngrams:
+        if self._drafter is None and not self.options.ngrams:
             if len(known) < len(singles):
                 return 0  # a plain step measures everybody
             self._drafter = min(known, key=known.__getitem__)
-            self._crew.members[self._drafter].keep_rows(self._options.length + 2)
+            self._crew.members[self._drafter].keep_rows(self.options.length + 2)
             return 0
-        if not self._options.adapt:
-            return self._options.length
+        if not self.options.adapt:
+            return self.options.length
         if len(known) < len(singles):
             return 0
         return max(
-            range(self._options.length + 1),
-            key=lambda n: expected_units(self._acceptance, n) / self._round(n, readers, known),
+            range(self.options.length + 1),
+            key=lambda n: expected_units(self.acceptance, n) / self._round(n, readers, known),
         )
 
     def _round(self, length: int, readers: Sequence[int], singles: dict[int, float]) -> float:

@@ -135,6 +135,7 @@ class Fuse(TokenEngine):
         if pool != "linear":
             self._row_pool = _core.Pool(self.alignment._core, "linear", floor)
         self._reads_prompt = self.weigher.reads_prompt
+        self.draft = draft
         self._schedule = self._make_schedule(draft)
 
     def _make_schedule(self, draft: DraftOptions | None) -> Schedule:
@@ -142,9 +143,10 @@ class Fuse(TokenEngine):
             if draft is not None:
                 raise ConfigError("draft options need schedule='draft'", key="schedule")
             return Lazy(self._crew) if self.schedule == "lazy" else Eager(self._crew)
-        options = DraftOptions() if draft is None else draft
-        drafter = None if options.drafter is None else self._find(options.drafter, "drafter")
-        return Draft(self._crew, options, drafter)
+        self.draft = DraftOptions() if draft is None else draft
+        drafter = self.draft.drafter
+        index = None if drafter is None else self._find(drafter, "drafter")
+        return Draft(self._crew, self.draft, index)
 
     # -- one step -----------------------------------------------------------------------------
 
