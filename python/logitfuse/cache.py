@@ -98,6 +98,12 @@ class TokenCache:
             self._decode(target[kept:], outputs=min(outputs, self._context.n_batch))
         return kept, dropped
 
+    def reserve(self, n: int) -> None:
+        """Remember the rows of the last `n` decodes, and how to go back to them."""
+        self.rows.reserve(n)
+        if self._checkpoints is not None:
+            self._checkpoints = deque(self._checkpoints, maxlen=max(n, _CHECKPOINTS))
+
     def append(self, token: int) -> None:
         """Decode one more token."""
         self.rows.cut(len(self.tokens))

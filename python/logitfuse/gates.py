@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError
-from logitfuse.llama import Row
+
+if TYPE_CHECKING:
+    from logitfuse.llama import Row
 
 GateName: TypeAlias = Literal["boundary", "always"]
 SoloName: TypeAlias = Literal["primary", "entropy", "margin", "critical", "certain"]

@@ -350,7 +350,7 @@ class Member:
 
     def keep_rows(self, n: int) -> None:
         """Remember the rows of the last `n` places that the cache has been brought to."""
-        self._cache.rows.reserve(n)
+        self._cache.reserve(n)
 
     def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> bool:
         """Bring the cache to where the reply stands (see `place`).

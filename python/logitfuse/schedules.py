@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from logitfuse import _core
 from logitfuse.gates import Voter
 from logitfuse.member import Member, Place
 from logitfuse.text import ReplyText
@@ -38,19 +39,36 @@ class Crew:
     twin : callable or None
         ``twin(member, symbol)`` is a token, for members of one vocabulary, which follow by tokens;
         None: they follow by text.
+    symbol : callable
+        ``symbol(member, token)`` in the alignment.
     """
 
     members: Sequence[Member]
     running: Sequence[int]
     together: Together
     twin: Callable[[int, int], int] | None
+    symbol: Callable[[int, int], int]
+
+
+class Speak(Protocol):
+    """What a member alone would say next."""
+
+    def __call__(
+        self, i: int, voter: Voter, reply: ReplyText, sampler: _core.Sampler, /
+    ) -> tuple[int, bytes] | None:
+        """A symbol and its bytes (none: the end); None: it has nothing to say."""
 
 
 class Schedule(Protocol):
-    """Says when members decode.  A step asks `look`; then `follow` tells what was said."""
+    """Says when members decode: `prepare`, then any number of `look`, then `follow`."""
 
-    def begin(self) -> None:
+    def begin(self, prompt: bytes) -> None:
         """A new answer; all members have been brought to the prompt."""
+
+    def prepare(
+        self, reply: ReplyText, sampler: _core.Sampler, left: int | None, speak: Speak
+    ) -> None:
+        """A step begins; so many may still be made."""
 
     def look(self, who: Sequence[int]) -> list[Voter]:
         """What these members know at the end of the reply; they decode for it if need be."""
@@ -65,7 +83,12 @@ class Eager:
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
 
-    def begin(self) -> None:
+    def begin(self, prompt: bytes) -> None:
+        """See `Schedule`."""
+
+    def prepare(
+        self, reply: ReplyText, sampler: _core.Sampler, left: int | None, speak: Speak
+    ) -> None:
         """See `Schedule`."""
 
     def look(self, who: Sequence[int]) -> list[Voter]:
@@ -86,27 +109,37 @@ class Lazy:
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
+        self._prompt = b""
         self._own: dict[int, list[int]] = {}  # tokens of the reply, with one vocabulary
         self._places: dict[int, Place] = {}
         self._known: dict[int, Voter] = {}  # at these places
 
-    def begin(self) -> None:
+    def begin(self, prompt: bytes) -> None:
         """See `Schedule`."""
+        self._prompt = prompt
         self._own = {i: [] for i in self._crew.running}
         self._places = {i: self._place(i, b"", ()) for i in self._crew.running}
         self._known = {}
 
+    def prepare(
+        self, reply: ReplyText, sampler: _core.Sampler, left: int | None, speak: Speak
+    ) -> None:
+        """See `Schedule`."""
+
     def look(self, who: Sequence[int]) -> list[Voter]:
         """See `Schedule`."""
-        for i in who:
-            if i not in self._known:
-                view = self._crew.members[i].view(self._places[i])
-                if view is not None:
-                    self._known[i] = view
-        behind = [i for i in who if i not in self._known]
+        behind = [i for i in who if not self._knows(i)]
         if behind:
             self._bring(behind)
         return [self._known[i] for i in who]
+
+    def _knows(self, i: int) -> bool:
+        """Whether a member need not decode for the end of the reply."""
+        if i not in self._known:
+            view = self._crew.members[i].view(self._places[i])
+            if view is not None:
+                self._known[i] = view
+        return i in self._known
 
     def follow(self, reply: ReplyText, symbol: int) -> bool:
         """See `Schedule`."""
@@ -118,11 +151,16 @@ class Lazy:
             self._places[i] = self._place(i, complete, units)
         return all(self._fits(i, place) for i, place in self._places.items())
 
-    def _place(self, i: int, complete: bytes, units: Sequence[bytes]) -> Place:
-        """Where member i has to be at the end of this reply."""
-        member = self._crew.members[i]
-        if self._crew.twin is not None:
-            return member.place_of(self._own[i])
+    def _place(
+        self, i: int, complete: bytes, units: Sequence[bytes], ahead: Sequence[int] = ()
+    ) -> Place:
+        """Where a member has to be at the end of a text: the reply, or these symbols ahead of it.
+
+        With one vocabulary the symbols matter, else the text.
+        """
+        member, twin = self._crew.members[i], self._crew.twin
+        if twin is not None:
+            return member.place_of(self._own[i] + [twin(i, symbol) for symbol in ahead])
         return member.place(complete, units)
 
     def _fits(self, i: int, place: Place) -> bool:

@@ -14,10 +14,16 @@ from logitfuse.member import Member
 from logitfuse.strategies.base import Step
 from logitfuse.strategies.fuse import Fuse
 from logitfuse.strategies.mix import Mix
+from logitfuse.text import ReplyText
 
 #: Upper 0.1 % point of the chi-square distribution with so many degrees of freedom.
 CRITICAL, FREEDOM = 45.31, 20
 DRAWS = 600
+
+
+def may_be_said(unit: bytes) -> bool:
+    """At the beginning of a reply."""
+    return ReplyText().accepts(unit)
 
 
 class TestDistribution:
@@ -28,44 +34,53 @@ class TestDistribution:
     ) -> None:
         """Chi-square over groups of symbols of about equal probability."""
         members = [load(name) for name in names]
-        weights = [0.5, 0.3, 0.2][: len(names)]
-        pooled = self.pooled(Fuse(members, weights=weights), prompt)
+        weights = [0.6, 0.4] if len(names) == 2 else [0.5, 0.3, 0.2]
+        pooled = self.pooled(members, weights, prompt)
         mix = Mix(members, weights=weights)
-        draws: Counter[int] = Counter()
+        draws: Counter[bytes] = Counter()
         for seed in range(DRAWS):
             sampling = PURE.model_copy(update={"seed": seed})
             stream = mix.stream(request(sampling, prompt=prompt, max_tokens=1))
-            draws[next(stream).steps[0].symbol] += 1
+            draws[next(stream).steps[0].unit] += 1
         assert self.statistic(pooled, draws) < CRITICAL
 
     def test_notices_wrong_weights(self, load: Load) -> None:
         members = [load("gpt2"), load("llama-spm")]
-        pooled = self.pooled(Fuse(members, weights=[0.9, 0.1]), PROMPT)
+        pooled = self.pooled(members, [0.9, 0.1], PROMPT)
         mix = Mix(members, weights=[0.1, 0.9])
-        draws: Counter[int] = Counter()
+        draws: Counter[bytes] = Counter()
         for seed in range(DRAWS):
             sampling = PURE.model_copy(update={"seed": seed})
-            draws[next(mix.stream(request(sampling, max_tokens=1))).steps[0].symbol] += 1
+            draws[next(mix.stream(request(sampling, max_tokens=1))).steps[0].unit] += 1
         assert self.statistic(pooled, draws) > CRITICAL
 
-    @staticmethod
-    def pooled(fuse: Fuse, prompt: str) -> dict[int, float]:
-        """Probability of every symbol after the prompt."""
-        everything = request(PURE, prompt=prompt, max_tokens=1, top_logprobs=len(fuse.alignment))
-        (step,) = next(fuse.stream(everything)).steps
-        symbols = [
-            fuse.alignment.lookup(unit) if unit else fuse.alignment.end for unit, _ in step.top
-        ]
-        return {
-            symbol: math.exp(logprob)
-            for symbol, (_, logprob) in zip(symbols, step.top, strict=True)
-            if symbol is not None
-        }
+    def test_expects_the_linear_pool(self, load: Load) -> None:
+        """What the draws are compared with is what `Fuse` says, where all may be said."""
+        members, weights = [load("gpt2"), load("llama-spm")], [0.7, 0.3]
+        expected = self.pooled(members, weights, PROMPT)
+        everything = request(SEEDED, max_tokens=1, top_logprobs=10**6)
+        (step,) = next(Fuse(members, weights=weights).stream(everything)).steps
+        fused = {unit: math.exp(logprob) for unit, logprob in step.top if may_be_said(unit)}
+        assert sum(fused.values()) > 0.9
+        for unit, p in fused.items():
+            assert expected[unit] == pytest.approx(p, rel=0.1)
+
+    @classmethod
+    def pooled(cls, members: list[Member], weights: list[float], prompt: str) -> dict[bytes, float]:
+        """Probability of every unit after the prompt, each member's over what may be said."""
+        everything = request(SEEDED, prompt=prompt, max_tokens=1, top_logprobs=10**6)
+        total: dict[bytes, float] = {}
+        for member, weight in zip(members, weights, strict=True):
+            (step,) = next(Fuse([member]).stream(everything)).steps
+            own = {unit: math.exp(logprob) for unit, logprob in step.top if may_be_said(unit)}
+            for unit, p in own.items():
+                total[unit] = total.get(unit, 0.0) + weight * p / sum(own.values())
+        return total
 
     @staticmethod
-    def statistic(pooled: dict[int, float], draws: Counter[int]) -> float:
+    def statistic(pooled: dict[bytes, float], draws: Counter[bytes]) -> float:
         """Symbols are dealt to the groups by rank."""
-        ranked = sorted(pooled, key=lambda symbol: -pooled[symbol])
+        ranked = sorted(pooled, key=lambda unit: -pooled[unit])
         group = np.arange(len(ranked)) % (FREEDOM + 1)
         expected = np.bincount(group, [pooled[s] for s in ranked]) * DRAWS
         seen = np.bincount(group, [draws[s] for s in ranked])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from logitfuse import _core
+from logitfuse.drafting import Draft, DraftOptions
 from logitfuse.errors import ConfigError
 from logitfuse.gates import (
     ABLE,
@@ -83,8 +84,11 @@ class Fuse(TokenEngine):
         If what is chosen and the primary's own best begin one another, keep the primary's: it ends
         its words where its own tokens end (CoRE, arXiv 2510.13855).  Under sampling this changes
         the distribution.
-    schedule : {"eager", "lazy"}
-        Who decodes when (see `logitfuse.schedules`).  The answers are the same.
+    schedule : {"eager", "lazy", "draft"}
+        Who decodes when (see `logitfuse.schedules`).  The answers are the same, as far as a batch
+        of tokens gives the rows of single ones.
+    draft : DraftOptions, optional
+        For ``schedule="draft"``.
     floor : float
         What a member without a twin contributes to the log-linear pool, nats.
     name : str, optional
@@ -94,7 +98,7 @@ class Fuse(TokenEngine):
     FusionError
         Bad weights, unknown pool.
     ConfigError
-        No members, unknown gate, schedule or primary.
+        No members; unknown gate, schedule, primary or drafter; a draft that no context holds.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Fuse(TokenEngine):
         primary: str | int | None = None,
         guard: bool = False,
         schedule: ScheduleName = "eager",
+        draft: DraftOptions | None = None,
         floor: float = FLOOR,
         name: str | None = None,
     ) -> None:
@@ -130,10 +135,18 @@ class Fuse(TokenEngine):
         if pool != "linear":
             self._row_pool = _core.Pool(self.alignment._core, "linear", floor)
         self._reads_prompt = self.weigher.reads_prompt
-        self._schedule = self._make_schedule()
+        self.draft = draft
+        self._schedule = self._make_schedule(draft)
 
-    def _make_schedule(self) -> Schedule:
-        return Lazy(self._crew) if self.schedule == "lazy" else Eager(self._crew)
+    def _make_schedule(self, draft: DraftOptions | None) -> Schedule:
+        if self.schedule != "draft":
+            if draft is not None:
+                raise ConfigError("draft options need schedule='draft'", key="schedule")
+            return Lazy(self._crew) if self.schedule == "lazy" else Eager(self._crew)
+        self.draft = DraftOptions() if draft is None else draft
+        drafter = self.draft.drafter
+        index = None if drafter is None else self._find(drafter, "drafter")
+        return Draft(self._crew, self.draft, index)
 
     # -- one step -----------------------------------------------------------------------------
 
@@ -145,6 +158,7 @@ class Fuse(TokenEngine):
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
         before = self.stats.decode_s + self.stats.sync_s
         started = time.perf_counter()
+        self._prepare(reply, sampler, request)
         asked = self._ask(reply, sampler, request)
         step = self._say(asked, reply, sampler, request)
         sampler.accept(step.symbol)

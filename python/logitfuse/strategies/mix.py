@@ -45,8 +45,9 @@ class Mix(TokenEngine):
     vocabulary are never passed over.
 
     It is the linear pool exactly if nothing truncates, penalises or biases.  Top-k, top-p, min-p,
-    typical-p, temperature, penalties and biases act on the drawn member's own distribution: a
-    mixture of truncated distributions is not the truncated mixture.
+    typical-p, temperature, penalties and biases act on the drawn member's own distribution, and so
+    does the rule that the text stays valid UTF-8: a mixture of truncated distributions is not the
+    truncated mixture.
     """
 
     def __init__(

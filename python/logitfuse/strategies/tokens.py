@@ -56,12 +56,30 @@ class TokenEngine(Engine):
             self._running,
             self._together,
             self.alignment._core.twin if self._one_vocab else None,
+            self.alignment._core.symbol,
         )
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
         stops = super()._prefill(request, sampler)
-        self._schedule.begin()
+        self._schedule.begin(self._prompts[self._running[0]].text)
         return stops
+
+    def _prepare(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> None:
+        """Let the schedule look ahead."""
+
+        def speak(
+            i: int, voter: Voter, text: ReplyText, fork: _core.Sampler
+        ) -> tuple[int, bytes] | None:
+            votes = [float(k == i) for k in range(len(self.members))]
+            try:
+                self._read(self._pool, {i: voter}, votes)
+                fused, index = self._choose(text, fork, request)
+            except FusionError:  # the step itself says so, if it comes to that
+                return None
+            return fused.symbol(index), self.alignment.symbol_bytes(fused.symbol(index))
+
+        left = None if request.max_tokens is None else request.max_tokens - self.stats.steps
+        self._schedule.prepare(reply, sampler, left, speak)
 
     def _follow(self, reply: ReplyText, step: Step) -> bool:
         return self._schedule.follow(reply, step.symbol)
