@@ -8,13 +8,17 @@ et al., NeurIPS 2024), with time and memory of the projection of the whole vocab
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
+import tracemalloc
 from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
 import models
-import numpy as np
 from logitfuse.alignment import align
 from logitfuse.llama.tensors import Tensor
 from logitfuse.projection import Projection, Table, project
@@ -102,12 +106,16 @@ def main(arguments: list[str]) -> None:
         at_1, at_10 = relative(pair, rest[:_RELATIVE_ANCHORS], held_out, vocabs[pivot])
         print(f"  relative, {_RELATIVE_ANCHORS} anchors: precision @1 {at_1:.3f}, @10 {at_10:.3f}")
         if "--whole" in arguments:
-            start = time.perf_counter()
+            tracemalloc.start()
+            start, busy = time.perf_counter(), time.process_time()
             found = project(vocabs[member], tables[member], vocabs[pivot], tables[pivot])
+            wall, busy = time.perf_counter() - start, time.process_time() - busy
+            peak = tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
             n = np.count_nonzero(np.diff(found.offsets))
-            print(f"  {n} tokens without a twin: {time.perf_counter() - start:.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of the process (with the vocabularies and files): {peak:.0f} MiB")
+            print(
+                f"  {n} tokens without a twin: {wall:.0f} s ({busy:.0f} s of CPU time), {peak:.0f} MB at most"
+            )
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class Tensor:
         digest = hashlib.sha256(repr(self).encode())
         flat = self._data.reshape(-1)
         for start in range(0, len(flat), _CHUNK):
-            digest.update(flat[start : start + _CHUNK])
+            digest.update(flat[start : start + _CHUNK].data)
         return digest.digest()
 
 
@@ -155,7 +155,7 @@ def _open(path: Path) -> int:
 def _ggml() -> Any:
     """The base library of ggml that libllama stands on, with the signatures used here.
 
-    llama_cpp declares none of them; they follow the ``gguf.h`` and ``ggml.h`` of the pinned version.
+    llama_cpp declares none of them; they follow ``gguf.h`` and ``ggml.h`` of the pinned version.
     """
     ggml = lib.load_shared_library("ggml-base", lib._base_path)
     handle, index, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
