@@ -113,9 +113,8 @@ def main(arguments: list[str]) -> None:
             peak = tracemalloc.get_traced_memory()[1] / 1e6
             tracemalloc.stop()
             n = np.count_nonzero(np.diff(found.offsets))
-            print(
-                f"  {n} tokens without a twin: {wall:.0f} s ({busy:.0f} s of CPU time), {peak:.0f} MB at most"
-            )
+            took = f"{wall:.0f} s ({busy:.0f} s of CPU time), {peak:.0f} MB at most"
+            print(f"  {n} tokens without a twin: {took}")
 
 
 if __name__ == "__main__":

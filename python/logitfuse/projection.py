@@ -156,7 +156,7 @@ def _twins(member: Vocab, pivot: Vocab) -> NDArray[np.int64]:
 def _anchors(member: Vocab, pivot: Vocab, twins: NDArray[np.int64]) -> NDArray[np.int64]:
     """Text tokens whose twin is a text token, in random order, bounded in number."""
     paired = (member.kinds == TokenKind.TEXT) & (twins >= 0)
-    found = np.flatnonzero(paired & (pivot.kinds[twins] == TokenKind.TEXT))
+    found: NDArray[np.int64] = np.flatnonzero(paired & (pivot.kinds[twins] == TokenKind.TEXT))
     if len(found) < _MIN_ANCHORS:
         raise VocabError(
             f"only {len(found)} tokens of the two vocabularies spell the same text, and a "
@@ -172,7 +172,8 @@ def _canonical_text(vocab: Vocab) -> NDArray[np.int64]:
     ids = ids[vocab.kinds[ids] == TokenKind.TEXT]
     texts = [vocab.token_bytes(int(token)) for token in ids]
     first = [i == 0 or text != texts[i - 1] for i, text in enumerate(texts)]
-    return ids[np.array(first, bool)].astype(np.int64)
+    found: NDArray[np.int64] = ids[np.array(first, bool)].astype(np.int64)
+    return found
 
 
 # -- the common space ----------------------------------------------------------------------------
