@@ -1,259 +1,357 @@
-"""Members that lend the mass of what the pivot cannot spell to what it can."""
+"""Projections onto a pivot: known geometry, real models, and the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
+import projection as bench
 import pytest
-import reference
-from fuse_checks import (
-    TOLERANCE,
-    adapted_tolerances,
-    base_of,
-    check_clear,
-    check_close,
-    every_pool,
-    pools,
-)
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from logitfuse import _core
-from logitfuse.errors import FusionError
-from logitfuse.pooling import FLOOR, PoolName
-from logitfuse.vocab import Vocab
+from lockstep import Load
+from logitfuse import projection
+from logitfuse.alignment import align
+from logitfuse.errors import FusionError, VocabError
+from logitfuse.llama.tensors import Tensor
+from logitfuse.projection import Projection, cache_dir, project, projection_for
+from logitfuse.vocab import TokenKind, Vocab
 from numpy.typing import NDArray
-from strategies_core import INF, Step, emitted, random_step, steps, symbol_of
 
-#: Member to token to symbol to share.
-Projections = Mapping[int, Mapping[int, Mapping[int, float]]]
-
-
-def best_tokens(step: Step, m: int, top: int) -> list[int]:
-    ids, row = emitted(step.vocabs[m]), step.rows[m]
-    ids = ids[row[ids] > -INF]
-    return ids[np.lexsort([ids, -row[ids]])][:top].tolist()  # type: ignore[no-any-return]
+TWINS, LONELY, WIDTH = 300, 120, 24
+N = TWINS + LONELY
 
 
-def sparse(projection: Mapping[int, Mapping[int, float]], n_tokens: int) -> tuple[Any, Any, Any]:
-    """Offsets, symbols and weights."""
-    rows = [projection.get(token, {}) for token in range(n_tokens)]
-    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
-    symbols = np.array([s for row in rows for s in row], np.int32)
-    weights = np.array([w for row in rows for w in row.values()], np.float32)
-    return offsets, symbols, weights
+class Rotated:
+    """A pivot, and a member whose table is the pivot's in other coordinates and another order.
 
+    Token ``i`` of the member means what the pivot's ``partner[i]`` means.  The first `TWINS` of the
+    pivot are spelled alike in both; the last two tokens of both are a byte and an end.
+    """
 
-def native_pool(step: Step, pool: PoolName, projections: Projections, pivot: int) -> _core.Pool:
-    native = _core.Pool(step.alignment._core, pool, FLOOR)
-    native.restrict(pivot)
-    for m, projection in projections.items():
-        native.project(m, *sparse(projection, len(step.vocabs[m])))
-    native.read(step.rows, step.weights)
-    return native
-
-
-def projected(step: Step, projections: Projections, top: int) -> list[dict[Any, float]]:
-    """The oracle's members."""
-    named = {
-        m: {
-            token: {symbol_of(step.alignment, s): w for s, w in row.items()}
-            for token, row in projection.items()
-        }
-        for m, projection in projections.items()
-    }
-    return [
-        reference.project(step.rows[m], *step.plain[m], best_tokens(step, m, top), named.get(m, {}))
-        if m in step.present
-        else {}
-        for m in range(len(step.rows))
-    ]
-
-
-def check_projection(
-    step: Step, pool: PoolName, projections: Projections, pivot: int, top: int
-) -> None:
-    assume(pivot >= 0 or projections)
-    size = len(step.alignment)
-    has = [pivot < 0 or step.alignment.twin(pivot, s) is not None for s in range(size)]
-    listed = np.zeros(size, bool)
-    for m in step.present:
-        for token in best_tokens(step, m, top):
-            listed[step.alignment.symbol(m, token)] = True
-            listed[list(projections.get(m, {}).get(token, {}))] = True
-    if pool == "contrast":
-        own = reference.member_logprobs(step.rows[base_of(step)], *step.plain[base_of(step)])
-        listed[np.argmax(step.by_symbol(own))] = True
-    if step.alignment.end is not None:
-        listed[step.alignment.end] = True
-    listed &= has
-    assume(listed.any())
-    members = projected(step, projections, top)
-    allowed = {symbol_of(step.alignment, s) for s in range(size) if has[s]}
-    members = [{s: lp for s, lp in member.items() if s in allowed} for member in members]
-    candidates = {symbol_of(step.alignment, int(s)) for s in np.flatnonzero(listed)}
-    if pool == "contrast":  # the base's best may be out of reach
-        members = [{s: lp for s, lp in member.items() if s in candidates} for member in members]
-        check_clear(step.by_symbol(members[base_of(step)]), 0.1)
-    try:
-        # Adapted, the linear pool is normalised too.
-        want = step.by_symbol(
-            reference.pool_members(members, step.weights, pool, candidates=candidates)
-        )
-        if pool == "linear":
-            want -= np.logaddexp.reduce(want[listed])
-    except ValueError:
-        assume(False)
-        raise
-    assume(np.isfinite(want[listed]).any())
-    native = native_pool(step, pool, projections, pivot)
-    assert native.decide() == (_core.Decision.open, -1)
-    got = native.candidates(top)
-    row = np.full(size, -INF, np.float32)
-    row[got.symbols] = got.logprobs
-    tolerance = 8 * adapted_tolerances(step, members, want, pool, listed=listed)
-    check_close(row, np.where(listed, want, -INF), tolerance)
-    for m in step.present:
-        said = got.member_logprobs[m]
-        own_row = step.by_symbol(members[m])[got.symbols]
-        check_close(said, own_row, 8 * TOLERANCE * (1 + np.abs(own_row)))
-    if pool in ("linear", "log-linear"):
-        everything = [
-            {s: lp for s, lp in member.items() if s in allowed}
-            for member in projected(step, projections, 10**6)
+    def __init__(self, noise: float = 0.0) -> None:
+        random = np.random.default_rng(7)
+        spelled = [b"same%d" % i for i in range(TWINS)]
+        self.partner = random.permutation(N)
+        names = [*spelled, *(b"theirs%d" % i for i in range(LONELY))]
+        self.pivot = self.vocab([*names, b"\x01", b""])
+        own = [
+            names[partner] if partner < TWINS else b"own%d" % partner for partner in self.partner
         ]
-        total = np.logaddexp.reduce(scores(step, pool, members)[listed])
-        unlisted = (scores(step, pool, everything) - total)[~listed]
-        assert np.all(unlisted <= got.outside + tolerance[~listed])
+        self.member = self.vocab([*own, b"\x02", b""])
+        # Not the same length in every direction, nor centred, as real tables are.
+        scales = np.linspace(0.2, 3.0, WIDTH)
+        table = random.normal(size=(N + 2, WIDTH)) * scales + random.normal(size=WIDTH)
+        rotation = np.linalg.qr(random.normal(size=(WIDTH, WIDTH)))[0]
+        moved = table[[*self.partner, N, N + 1]] @ rotation
+        moved += noise * random.normal(size=moved.shape)
+        self.pivot_table = table.astype(np.float32)
+        self.member_table = moved.astype(np.float32)
 
+    @staticmethod
+    def vocab(texts: list[bytes]) -> Vocab:
+        kinds = [TokenKind.TEXT] * N + [TokenKind.BYTE, TokenKind.END]
+        return Vocab(texts, kinds)
 
-def scores(step: Step, pool: PoolName, members: list[dict[Any, float]]) -> NDArray[np.float64]:
-    """The linear or log-linear pool, not normalised."""
-    symbols, weights, table = reference.member_table(members, step.weights, pool, FLOOR, 1)
-    shares = weights[:, None] / weights.sum()
-    if pool == "linear":
-        values = np.logaddexp.reduce(np.log(shares) + table)
-    else:
-        values = (shares * table).sum(axis=0)
-    return step.by_symbol(dict(zip(symbols, values.tolist(), strict=True)))
-
-
-@st.composite
-def projections_of(draw: st.DrawFn, step: Step) -> dict[int, dict[int, dict[int, float]]]:
-    """Some tokens of some members lend to one or two symbols."""
-    found: dict[int, dict[int, dict[int, float]]] = {}
-    usable = sorted(
-        {
-            step.alignment.symbol(m, int(token)) or 0
-            for m, vocab in enumerate(step.vocabs)
-            for token in emitted(vocab)
-        }
-    )
-    for m in draw(st.sets(st.integers(0, len(step.vocabs) - 1))):
-        found[m] = {}
-        for token in draw(st.sets(st.sampled_from(emitted(step.vocabs[m]).tolist()), max_size=4)):
-            symbols = draw(st.sets(st.sampled_from(usable), max_size=2))
-            found[m][token] = {s: draw(st.sampled_from([0.0, 0.125, 0.5])) for s in symbols}
-    return found
-
-
-class TestProjection:
-    @given(steps(), pools, st.integers(1, 8), st.data())
-    def test_tiny_steps(self, step: Step, pool: PoolName, top: int, data: Any) -> None:
-        pivot = data.draw(st.integers(-1, len(step.vocabs) - 1))
-        check_projection(step, pool, data.draw(projections_of(step)), pivot, top)
-
-    def test_by_hand(self) -> None:
-        """b's "cat" is half a's "c", a fourth its "ca"; "dog" is lent to nobody."""
-        a, b = Vocab([b"c", b"ca", b"x"]), Vocab([b"cat", b"x", b"dog"])
-        rows = [np.log(np.array(p, np.float32)) for p in ([0.2, 0.2, 0.6], [0.5, 0.3, 0.2])]
-        step = Step([a, b], rows, [1, 1])
-        c, ca, x = (step.alignment.lookup(text) or 0 for text in (b"c", b"ca", b"x"))
-        native = native_pool(step, "linear", {1: {0: {c: 0.5, ca: 0.25}}}, 0)
-        got = native.candidates(_core.ALL)
-        pooled = np.array([0.2 + 0.25, 0.2 + 0.125, 0.6 + 0.3])
-        want = dict(zip((c, ca, x), pooled / pooled.sum(), strict=True))
-        assert dict(zip(got.symbols.tolist(), np.exp(got.logprobs), strict=True)) == pytest.approx(
-            want
+    def project(self, neighbours: int = 10) -> Projection:
+        return project(
+            self.member, self.member_table, self.pivot, self.pivot_table, neighbours=neighbours
         )
-        assert got.outside == -INF
-        assert np.exp(got.member_logprobs[1]) == pytest.approx([0.3, 0.25, 0.125])
 
-    def test_what_is_not_listed_may_lend_too(self) -> None:
-        vocab = Vocab([b"%d" % token for token in range(50)])
-        other = Vocab([b"x%d" % token for token in range(50)])
-        row = np.zeros(50, np.float32)
-        row[0] = 3
-        step = Step([vocab, other], [row, row], [0.001, 1])
-        target = step.alignment.lookup(b"49") or 0
-        lent = {1: {token: {target: 1.0} for token in range(1, 50)}}
-        native = native_pool(step, "linear", lent, 0)
-        short, whole = native.candidates(1), native.candidates(_core.ALL)
-        assert short.outside > whole.logprobs[0] > np.log(0.5)
-        assert whole.symbols[0] == target
+    @property
+    def lonely(self) -> NDArray[np.int64]:
+        """The member's text tokens without a twin."""
+        return np.flatnonzero(self.partner >= TWINS)
 
-    @every_pool
-    def test_bits(self, isa: str, pool: PoolName) -> None:
-        step = random_step(14, "normal", "normal").weighted([1, 0.5])
-        rng = np.random.default_rng(14)
-        lent = {
-            1: {
-                int(token): {int(s): 0.25 for s in rng.choice(len(step.alignment), 3, False)}
-                for token in emitted(step.vocabs[1])
-            }
-        }
-        assert _core.isa() == isa
-        results = []
-        for name in (isa, "baseline"):
-            _core.set_isa(name)
-            native = native_pool(step, pool, lent, 0)
-            out = np.empty(len(step.alignment), np.float32)
-            native.dense(out)
-            got = native.candidates(20)
-            results.append((got.logprobs.tobytes(), got.outside, out.tobytes()))
-            assert np.exp(out.astype(float)).sum() == pytest.approx(1, abs=1e-6)
-        assert results[0] == results[1]
 
-    def test_a_pivot_can_be_lifted(self) -> None:
-        step = random_step(15, "normal", "normal")
-        free = _core.Pool(step.alignment._core, "linear")
-        free.read(step.rows, step.weights)
-        native = native_pool(step, "linear", {}, 1)
-        listed = native.candidates(20).symbols.tolist()
-        assert all(step.alignment.twin(1, symbol) is not None for symbol in listed)
-        native.restrict(-1)
-        assert native.candidates(20).symbols.tolist() == free.candidates(20).symbols.tolist()
+def nearest(found: Projection) -> NDArray[np.int32]:
+    """The heaviest entry of every token that has some."""
+    return found.tokens[found.offsets[:-1][np.diff(found.offsets) > 0]]
+
+
+def check(found: Projection, n_tokens: int) -> None:
+    """What every projection must be."""
+    assert found.offsets.shape == (n_tokens + 1,)
+    assert (found.offsets.dtype, found.tokens.dtype, found.weights.dtype) == (
+        np.int64,
+        np.int32,
+        np.float32,
+    )
+    assert found.offsets[0] == 0
+    assert found.offsets[-1] == len(found.tokens) == len(found.weights)
+    assert np.all(found.weights > 0)
+    for start, end in zip(found.offsets[:-1], found.offsets[1:], strict=True):
+        if start < end:
+            weights = found.weights[start:end]
+            assert weights.sum(dtype=np.float64) == pytest.approx(1, abs=1e-5)
+            assert np.all(np.diff(weights) <= 0)
+            assert len(set(found.tokens[start:end].tolist())) == end - start
+
+
+class TestGeometry:
+    def test_a_rotated_copy_is_found(self) -> None:
+        case = Rotated()
+        found = case.project()
+        check(found, N + 2)
+        counts = np.diff(found.offsets)
+        assert np.flatnonzero(counts).tolist() == case.lonely.tolist()
+        assert np.all(counts <= 10)
+        assert nearest(found).tolist() == case.partner[case.lonely].tolist()
+
+    def test_so_it_is_in_noise(self) -> None:
+        case = Rotated(noise=0.15)
+        hits = nearest(case.project()) == case.partner[case.lonely]
+        assert np.mean(hits) > 0.9
+
+    def test_a_shuffled_table_finds_nothing(self) -> None:
+        case = Rotated()
+        case.pivot_table = np.random.default_rng(0).permutation(case.pivot_table)
+        hits = nearest(case.project()) == case.partner[case.lonely]
+        assert np.mean(hits) < 0.1
+
+    @pytest.mark.parametrize("neighbours", [1, 3, 100])
+    def test_neighbours(self, neighbours: int) -> None:
+        case = Rotated()
+        found = case.project(neighbours)
+        check(found, N + 2)
+        counts = np.diff(found.offsets)[case.lonely]
+        assert counts.max() <= neighbours
+        # Half the tokens of a space lie on the other side: they are no neighbours.
+        assert np.all(counts == neighbours) if neighbours < 10 else counts.min() > 50
+        if neighbours == 1:
+            np.testing.assert_array_equal(found.weights, 1)
+        most = case.project(100)
+        for token in case.lonely:
+            few, many = found.offsets[token], most.offsets[token]
+            count = counts[case.lonely == token][0]
+            np.testing.assert_array_equal(
+                found.tokens[few : few + count], most.tokens[many : many + count]
+            )
+
+    def test_widths_may_differ(self) -> None:
+        case = Rotated()
+        case.member_table = np.hstack([case.member_table, np.zeros_like(case.member_table)])
+        assert nearest(case.project()).tolist() == case.partner[case.lonely].tolist()
+
+    def test_only_text_is_projected_and_aimed_at(self) -> None:
+        case = Rotated()
+        target = int(case.lonely[0])
+        kinds = np.array([TokenKind.TEXT] * N + [TokenKind.BYTE, TokenKind.END])
+        for kind in (TokenKind.CONTROL, TokenKind.UNUSED):
+            own, theirs = kinds.copy(), kinds.copy()
+            own[case.lonely[1]] = kind
+            theirs[case.partner[target]] = kind
+            texts = [[v.token_bytes(i) for i in range(N + 2)] for v in (case.member, case.pivot)]
+            member, pivot = Vocab(texts[0], list(own)), Vocab(texts[1], list(theirs))
+            found = project(member, case.member_table, pivot, case.pivot_table)
+            counts = np.diff(found.offsets)
+            assert counts[case.lonely[1]] == 0
+            assert counts[target] > 0
+            assert np.all(pivot.kinds[found.tokens] == TokenKind.TEXT)
+
+    def test_targets_are_canonical(self) -> None:
+        case = Rotated()
+        texts = [case.pivot.token_bytes(i) for i in range(N + 2)]
+        texts[TWINS + 1] = texts[TWINS]
+        pivot = Vocab(texts)
+        found = project(case.member, case.member_table, pivot, case.pivot_table, neighbours=100)
+        assert pivot.lookup(texts[TWINS]) == TWINS
+        assert TWINS in found.tokens
+        assert TWINS + 1 not in found.tokens
+
+    def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        case, calls = Rotated(), []
+        whole = case.project()
+        monkeypatch.setattr(projection, "_SCORES", 7000)
+        monkeypatch.setattr(projection, "_ROWS", 13)
+        found = project(
+            case.member,
+            case.member_table,
+            case.pivot,
+            case.pivot_table,
+            progress=lambda done, total: calls.append((done, total)),
+        )
+        np.testing.assert_array_equal(found.tokens, whole.tokens)
+        np.testing.assert_allclose(found.weights, whole.weights, atol=1e-4)
+        assert calls[-1] == (LONELY, LONELY)
+        assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+        assert len(calls) == -(-LONELY // 6)
+
+    def test_symbols(self) -> None:
+        case = Rotated()
+        found = case.project()
+        third = Vocab([b"a", b"own300", b"theirs5"])
+        alignment = align([third, case.pivot, case.member])
+        symbols = found.symbols(alignment, 1)
+        assert symbols.dtype == np.int32
+        for symbol, token in zip(symbols.tolist(), found.tokens.tolist(), strict=True):
+            assert alignment.symbol_bytes(symbol) == case.pivot.token_bytes(token)
+
+    def test_one_vocabulary_has_nothing_to_project(self) -> None:
+        case = Rotated()
+        found = project(case.pivot, case.pivot_table, case.pivot, case.pivot_table)
+        check(found, N + 2)
+        assert len(found.tokens) == 0
+        alignment = align([case.pivot, case.pivot])
+        assert len(found.symbols(alignment, 0)) == 0
+
+
+class TestSearch:
+    @pytest.mark.parametrize("count", [1, 10, 100])
+    def test_largest(self, count: int) -> None:
+        scores = np.random.default_rng(count).normal(size=(20, 4096)).astype(np.float32)
+        found = projection._largest(scores, count)
+        np.testing.assert_array_equal(found, np.argsort(-scores, axis=1)[:, :count])
+
+
+class TestRefused:
+    def test_a_table_of_another_size(self) -> None:
+        case = Rotated()
+        case.member_table = case.member_table[:-1]
+        with pytest.raises(VocabError, match=f"{N + 2} tokens need as many embeddings"):
+            case.project()
+
+    @pytest.mark.parametrize("neighbours", [0, -1, 101])
+    def test_neighbours(self, neighbours: int) -> None:
+        with pytest.raises(FusionError, match=f"not {neighbours}"):
+            Rotated().project(neighbours)
+
+    def test_strangers(self) -> None:
+        case = Rotated()
+        stranger = Vocab([b"x%d" % i for i in range(N + 2)])
+        with pytest.raises(VocabError, match="only 0 tokens"):
+            project(stranger, case.member_table, case.pivot, case.pivot_table)
+
+
+def test_held_out_twins_of_the_demo_models(smollm2_path: Path, gemma3_path: Path) -> None:
+    """By chance one in 49,000 would be nearest."""
+    member, pivot = Vocab.from_gguf(gemma3_path), Vocab.from_gguf(smollm2_path)
+    tables = [Tensor(path, "token_embd.weight") for path in (gemma3_path, smollm2_path)]
+    pairs = bench.twins(member, pivot)
+    hidden = bench.hide(member, pairs[:300, 0], pairs[300:, 0])
+    found = project(hidden, tables[0], pivot, tables[1])
+    assert np.flatnonzero(np.diff(found.offsets)).tolist() == sorted(pairs[:300, 0].tolist())
+    assert bench.precision(found, pairs[:300], 1) > 0.9
+    assert bench.precision(found, pairs[:300], 10) > 0.97
+
+
+class TestCache:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("LOGITFUSE_CACHE", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "projections"
+
+    @pytest.fixture
+    def computed(self, load: Load, folder: Path) -> Projection:
+        found = projection_for(load("smol"), load("gpt2"))
+        assert len(list(folder.iterdir())) == 1
+        return found
+
+    @staticmethod
+    def same(one: Projection, two: Projection) -> bool:
+        pairs = zip(vars(one).values(), vars(two).values(), strict=True)
+        return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+    def test_computed_once(
+        self, load: Load, computed: Projection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check(computed, len(load("smol").vocab))
+        assert len(computed.tokens) > 0
+        monkeypatch.delattr(projection, "project")
+        assert self.same(projection_for(load("smol"), load("gpt2")), computed)
+
+    @pytest.mark.parametrize("change", ["neighbours", "direction", "pivot"])
+    def test_something_else_is_another_file(
+        self, change: str, load: Load, folder: Path, computed: Projection
+    ) -> None:
+        members = {"direction": ("gpt2", "smol"), "pivot": ("smol", "qwen2")}
+        member, pivot = map(load, members.get(change, ("smol", "gpt2")))
+        found = projection_for(member, pivot, neighbours=3 if change == "neighbours" else 10)
+        assert not self.same(found, computed)
+        assert len(list(folder.iterdir())) == 2
 
     @pytest.mark.parametrize(
-        ("member", "offsets", "symbols", "weights", "message"),
+        "damage", ["cut", "empty", "bit", "foreign", "grown", "array", "key", "range"]
+    )
+    def test_nothing_else_is_trusted(
+        self, damage: str, load: Load, folder: Path, computed: Projection
+    ) -> None:
+        (path,) = folder.iterdir()
+        whole = path.read_bytes()
+        with np.load(path) as file:
+            arrays = dict(file)
+        match damage:
+            case "cut":
+                path.write_bytes(whole[: len(whole) // 2])
+            case "empty":
+                path.write_bytes(b"")
+            case "bit":
+                middle = len(whole) // 2
+                path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+            case "foreign":
+                projection_for(load("gpt2"), load("smol"))
+                (other,) = set(folder.iterdir()) - {path}
+                shutil.move(other, path)
+            case "grown":
+                path.write_bytes(whole + bytes(10_000_000))
+            case "array":
+                with path.open("wb") as file:
+                    np.save(file, np.zeros(3))
+            case "key":
+                arrays["key"] = arrays["key"][::-1]
+                np.savez(path, **arrays)
+            case "range":
+                arrays["tokens"] = arrays["tokens"] + len(load("gpt2").vocab)
+                np.savez(path, **arrays)
+        assert path.read_bytes() != whole
+        assert self.same(projection_for(load("smol"), load("gpt2")), computed)
+        assert path.read_bytes() == whole
+        assert list(folder.iterdir()) == [path]
+
+    def test_no_place_to_keep_it(
+        self, load: Load, folder: Path, computed: Projection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (path,) = folder.iterdir()
+        monkeypatch.setenv("LOGITFUSE_CACHE", str(path))  # a file
+        assert self.same(projection_for(load("smol"), load("gpt2")), computed)
+
+    def test_the_oldest_go(self, load: Load, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        projection_for(load("smol"), load("gpt2"))
+        (first,) = folder.iterdir()
+        os.utime(first, (1, 1))
+        monkeypatch.setattr(projection, "_KEPT", 2)
+        for neighbours in (1, 2):
+            projection_for(load("smol"), load("gpt2"), neighbours=neighbours)
+        assert not first.exists()
+        assert len(list(folder.iterdir())) == 2
+
+
+class TestCacheDir:
+    @pytest.fixture(autouse=True)
+    def _environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("LOGITFUSE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+
+    @pytest.mark.parametrize(
+        ("platform", "variables", "expected"),
         [
-            (2, [0, 1, 1], [0], [1], "2 members; the projection is of 2"),
-            (1, [0, 1], [0], [1], "member 1 needs ascending offsets from 0 for 2 tokens"),
-            (1, [0, 1, 0], [], [], "ascending offsets"),
-            (1, [1, 1, 1], [0], [1], "ascending offsets"),
-            (1, [0, 1, 2], [0], [1], "has 2 entries, 1 symbols and 1 weights"),
-            (1, [0, 1, 1], [0], [], "has 1 entries, 1 symbols and 0 weights"),
-            (1, [0, 1, 1], [3], [1], "names symbol 3, not in a union of 3"),
-            (1, [0, 1, 1], [-1], [1], "names symbol -1"),
-            (1, [0, 1, 1], [0], [-1], "has the weight -1"),
-            (1, [0, 1, 1], [0], [np.nan], "has the weight nan"),
-            (1, [0, 1, 3], [0, 0, 1], [1, 0.6, 0.6], "gives token 1 weights of 1.2"),
+            ("linux", {}, "/home/me/.cache/logitfuse"),
+            ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/logitfuse"),
+            ("linux", {"XDG_CACHE_HOME": "/x", "LOGITFUSE_CACHE": "/y"}, "/y"),
+            ("darwin", {"XDG_CACHE_HOME": "/x"}, "/home/me/Library/Caches/logitfuse"),
+            ("win32", {}, "/home/me/AppData/Local/logitfuse"),
+            ("win32", {"LOCALAPPDATA": "/l"}, "/l/logitfuse"),
         ],
     )
-    def test_refusals(
-        self, member: int, offsets: Any, symbols: Any, weights: Any, message: str
+    def test_platforms(
+        self,
+        platform: str,
+        variables: dict[str, str],
+        expected: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        alignment = Step([Vocab([b"a", b"b"]), Vocab([b"b", b"c"])], [], []).alignment
-        native = _core.Pool(alignment._core, "linear")
-        with pytest.raises(FusionError, match=message):
-            native.project(
-                member,
-                np.array(offsets, np.int64),
-                np.array(symbols, np.int32),
-                np.array(weights, np.float32),
-            )
-        assert native.restrict(1) is None
-        for pivot in (-2, 2):
-            with pytest.raises(FusionError, match=f"the pivot is {pivot}"):
-                native.restrict(pivot)
+        monkeypatch.setattr("sys.platform", platform)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert cache_dir() == Path(expected)

@@ -64,7 +64,7 @@ class LlamaModel:
         self._handle: Any = None
         self._owner: Any = None
         self.path = Path(path)
-        _check_file(self.path)
+        check_file(self.path)
         start_backend()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -276,7 +276,8 @@ def _load(path: Path, params: Any) -> Any:
     return call_aside(load, cancel=cancelled.set, free=lib.llama_model_free)
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuse a path that is no GGUF file, saying why."""
     if not path.is_file():
         raise ModelNotFoundError(
             f"there is no model file '{path}'; give the path of a GGUF file, or -hf user/repo",
