@@ -268,7 +268,7 @@ Fit maximise(const Objective& objective, std::size_t members, double tolerance) 
     if (fit.gap <= tolerance || best == worst || fit.iterations == kMaxIterations) break;
     exchange(objective, fit.weights, best, worst);
   }
-  fit.weights = normalise_weights(fit.weights, members);
+  fit.weights = normalise_weights(PoolKind::linear, fit.weights, members);
   fit.log_likelihood = objective.log_likelihood(fit.weights);
   return fit;
 }
@@ -288,12 +288,15 @@ Fit fit_log_linear(const ByteMatrices& matrices, double tolerance) {
 void log_linear_logprobs(const ByteMatrices& matrices, std::span<const double> weights,
                          std::span<double> out) {
   const LogLinearObjective objective(matrices);
-  const std::vector<double> w = normalise_weights(weights, matrices.logprobs.size());
+  const std::vector<double> w =
+      normalise_weights(PoolKind::linear, weights, matrices.logprobs.size());
   for (std::size_t k = 0; k < out.size(); ++k) out[k] = objective.logprob(k, w);
 }
 
 OnlineWeights::OnlineWeights(std::span<const double> prior, OnlineOptions options)
-    : options_(options), prior_(normalise_weights(prior, prior.size())), scratch_(prior.size()) {
+    : options_(options),
+      prior_(normalise_weights(PoolKind::linear, prior, prior.size())),
+      scratch_(prior.size()) {
   if (!(options.rate >= 0.0) || std::isinf(options.rate)) {
     throw FusionError("the rate must be a finite number >= 0, not " + std::to_string(options.rate));
   }
@@ -311,7 +314,7 @@ void OnlineWeights::reset() {
 std::vector<double> OnlineWeights::weights() const {
   std::vector<double> weights;
   for (const double log_weight : log_weights_) weights.push_back(exp64_of(log_weight));
-  return normalise_weights(weights, weights.size());
+  return normalise_weights(PoolKind::linear, weights, weights.size());
 }
 
 double OnlineWeights::observe(std::span<const double> logprobs, std::int64_t n_bytes) {

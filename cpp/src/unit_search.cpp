@@ -17,7 +17,7 @@ UnitSearch::UnitSearch(std::shared_ptr<const Alignment> alignment,
       outcome_(kOutcomes) {}
 
 void UnitSearch::read(std::span<const double> weights, Text text) {
-  weights_ = normalise_weights(weights, beams_.size());
+  weights_ = normalise_weights(PoolKind::linear, weights, beams_.size());
   text_ = std::move(text);
   spelled_.clear();
   nodes_.clear();
