@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import models
 import pytest
 from hypothesis import settings
-from lockstep import PAIRS, Load, Models
+from lockstep import PAIRS, Load, Models, OneByOne
 from logitfuse import _core
 from logitfuse.member import Member
 from logitfuse.strategies.fuse import Fuse
@@ -113,6 +113,20 @@ def load(tiny_models: Models) -> Load:
     @functools.cache
     def loaded(name: str, copy: int = 0) -> Member:
         return Member(tiny_models[name], name=f"{name}-{copy}" if copy else name, n_threads=1)
+
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def steady(tiny_models: Models) -> Load:
+    """Like `load`; the same tokens always give the same bits."""
+
+    @functools.cache
+    def loaded(name: str, copy: int = 0) -> Member:
+        member = Member(tiny_models[name], name=f"{name}-{copy}", n_threads=1)
+        wrapped: Any = OneByOne(member.context)
+        member.context = member._cache._context = member._cache.rows._context = wrapped
+        return member
 
     return loaded
 

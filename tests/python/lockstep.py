@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import reference
+from logitfuse.llama import LlamaContext, Row
 from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import FinishReason, Request, Step
@@ -55,6 +57,46 @@ def answer(fuse: Fuse, sampling: SamplingParams = GREEDY, **options: Any) -> Ans
     if finish == "length" or units[-1] == b"":  # not stopped by a string
         assert text == decode(units)
     return Answer(text, units, finish, steps)
+
+
+class OneByOne:
+    """Decodes a batch token by token: its shape, which costs bits, cannot change an answer.
+
+    Rows of earlier decodes turn to NaN, so that nobody can go on using them.
+    """
+
+    def __init__(self, context: LlamaContext) -> None:
+        self._context = context
+        self._rows: list[Row] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def decode(self, tokens: Sequence[int], start: int, *, outputs: int = 1) -> int:
+        for row in self._rows:
+            row.fill(np.nan)
+        self._rows = []
+        for k, token in enumerate(tokens):
+            code = self._context.decode([token], start + k)
+            if code != 0:
+                return code
+            self._rows.append(self._context.row().copy())
+        self._rows = self._rows[-outputs:]
+        return 0
+
+    def row(self, back: int = 1) -> Row:
+        return self._rows[-back]
+
+
+def check_equal(other: Fuse, eager: Fuse, sampling: SamplingParams, **options: Any) -> Answer:
+    """Same text, same steps, same bits."""
+    expected = answer(eager, sampling, **options)
+    found = answer(other, sampling, **options)
+    assert found == expected
+    assert str(found.steps) == str(expected.steps)
+    assert other.stats.decisions == eager.stats.decisions
+    assert other.stats.votes == eager.stats.votes
+    return found
 
 
 def decode(units: Sequence[bytes]) -> str:

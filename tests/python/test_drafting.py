@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from lockstep import GREEDY, PAIRS, PROMPT, SEEDED, TRIPLE, Answer, Load, answer
+from lockstep import GREEDY, PAIRS, PROMPT, SEEDED, TRIPLE, Load, answer, check_equal
 from logitfuse.drafting import Costs, DraftOptions, expected_units
 from logitfuse.errors import ConfigError
 from logitfuse.gates import Certain, Primary
-from logitfuse.llama import LlamaContext, Row
 from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.fuse import Fuse
@@ -26,59 +23,6 @@ SHARP = SamplingParams(temperature=0.3, seed=5)
 
 def drafted(length: int, **options: Any) -> DraftOptions:
     return DraftOptions(length=length, adapt=False, threads=1, **options)
-
-
-class OneByOne:
-    """Decodes a batch token by token: its shape, which costs bits, cannot change an answer.
-
-    Rows of earlier decodes turn to NaN, so that nobody can go on using them.
-    """
-
-    def __init__(self, context: LlamaContext) -> None:
-        self._context = context
-        self._rows: list[Row] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def decode(self, tokens: Sequence[int], start: int, *, outputs: int = 1) -> int:
-        for row in self._rows:
-            row.fill(np.nan)
-        self._rows = []
-        for k, token in enumerate(tokens):
-            code = self._context.decode([token], start + k)
-            if code != 0:
-                return code
-            self._rows.append(self._context.row().copy())
-        self._rows = self._rows[-outputs:]
-        return 0
-
-    def row(self, back: int = 1) -> Row:
-        return self._rows[-back]
-
-
-@pytest.fixture(scope="module")
-def steady(tiny_models: Mapping[str, Path]) -> Load:
-    """Like `load`; the same tokens always give the same bits."""
-
-    @functools.cache
-    def loaded(name: str, copy: int = 0) -> Member:
-        member = Member(tiny_models[name], name=f"{name}-{copy}", n_threads=1)
-        wrapped: Any = OneByOne(member.context)
-        member.context = member._cache._context = member._cache.rows._context = wrapped
-        return member
-
-    return loaded
-
-
-def check_equal(draft: Fuse, eager: Fuse, sampling: SamplingParams, **options: Any) -> Answer:
-    """Same text, same steps, same bits."""
-    expected = answer(eager, sampling, **options)
-    found = answer(draft, sampling, **options)
-    assert found == expected
-    assert str(found.steps) == str(expected.steps)
-    assert draft.stats.votes == eager.stats.votes
-    return found
 
 
 SAMPLINGS = {"greedy": GREEDY, "sampled": SEEDED, "sharp": SHARP}

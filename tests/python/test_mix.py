@@ -91,9 +91,9 @@ class TestDistribution:
 class TestSteps:
     @pytest.mark.parametrize("names", [("gpt2", "llama-spm"), ("mamba", "gemma3", "lfm2")])
     def test_one_member_speaks_and_the_others_wait(
-        self, load: Load, names: tuple[str, ...]
+        self, steady: Load, names: tuple[str, ...]
     ) -> None:
-        members = [load(name) for name in names]
+        members = [steady(name) for name in names]
         for member in members:
             member.reset()
         mix = Mix(members)
@@ -109,8 +109,10 @@ class TestSteps:
         assert answer(mix, SEEDED.model_copy(update={"seed": 8})).units != said.units
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_one_member_is_that_model(self, load: Load, name: str) -> None:
-        assert answer(Mix([load(name)]), SEEDED).units == answer(Fuse([load(name)]), SEEDED).units
+    def test_one_member_is_that_model(self, steady: Load, name: str) -> None:
+        assert (
+            answer(Mix([steady(name)]), SEEDED).units == answer(Fuse([steady(name)]), SEEDED).units
+        )
 
     def test_nobody_speaks_about_a_text_it_does_not_believe_in(self, load: Load) -> None:
         class Watched(Mix):
