@@ -103,22 +103,31 @@ void bind_bytes(py::module_& m) {
           "out"_a.noconvert());
   py::class_<UnitSearch>(m, "UnitSearch")
       .def(py::init([](std::shared_ptr<Alignment> alignment,
-                       const std::vector<std::shared_ptr<ByteBeam>>& beams, bool per_unit) {
+                       const std::vector<std::shared_ptr<ByteBeam>>& beams, bool per_unit,
+                       const std::string& kind, float floor, float exponent, float plausibility,
+                       std::shared_ptr<ByteGate> gate) {
+             UnitSearch::Rule rule;
+             rule.pool = PoolOptions{pool_kind(kind), floor, exponent, plausibility, 0};
+             rule.per = per_unit ? PoolUnit::unit : PoolUnit::byte;
+             rule.gate = std::move(gate);
              return std::make_unique<UnitSearch>(
                  std::move(alignment),
                  std::vector<std::shared_ptr<const ByteBeam>>(beams.begin(), beams.end()),
-                 per_unit ? PoolUnit::unit : PoolUnit::byte);
+                 std::move(rule));
            }),
-           "alignment"_a, "beams"_a, "per_unit"_a)
+           "alignment"_a, "beams"_a, "per_unit"_a = false, "kind"_a = "linear",
+           "floor"_a = PoolOptions{}.floor, "exponent"_a = PoolOptions{}.exponent,
+           "plausibility"_a = PoolOptions{}.plausibility, "gate"_a = py::none())
       .def(
           "read",
           [](UnitSearch& search, const std::vector<double>& weights, const py::bytes& pending,
-             bool may_end, const std::vector<std::int32_t>& excluded) {
-            UnitSearch::Text text{bytes_view(pending), may_end, excluded};
+             bool may_end, const std::vector<float>& history,
+             const std::vector<std::int32_t>& excluded) {
+            UnitSearch::Text text{bytes_view(pending), may_end, history, excluded};
             const py::gil_scoped_release released;
             search.read(weights, std::move(text));
           },
-          "weights"_a, "pending"_a, py::kw_only(), "may_end"_a,
+          "weights"_a, "pending"_a, py::kw_only(), "may_end"_a, "history"_a = std::vector<float>{},
           "excluded"_a = std::vector<std::int32_t>{})
       .def(
           "candidates",

@@ -169,7 +169,7 @@ void bind_gates(py::module_& m) {
       .def("reset", &ByteHistory::reset)
       .def_property_readonly("values", [](const ByteHistory& h) { return copy(h.values()); });
   m.def("features_of_text", &features_of_text, "logprobs"_a, "text"_a.noconvert());
-  py::class_<ByteGate>(m, "ByteGate")
+  py::class_<ByteGate, std::shared_ptr<ByteGate>>(m, "ByteGate")
       .def(py::init<std::vector<double>, std::vector<double>, std::vector<double>>(), "bias"_a,
            "matrix"_a, "centre"_a)
       .def(

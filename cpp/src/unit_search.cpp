@@ -7,17 +7,35 @@
 #include "math.hpp"
 
 namespace logitfuse {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+}  // namespace
 
 UnitSearch::UnitSearch(std::shared_ptr<const Alignment> alignment,
-                       std::vector<std::shared_ptr<const ByteBeam>> beams, PoolUnit pooled)
+                       std::vector<std::shared_ptr<const ByteBeam>> beams, Rule rule)
     : alignment_(std::move(alignment)),
       beams_(std::move(beams)),
-      pooled_(pooled),
+      rule_(std::move(rule)),
       conditional_(beams_.size(), std::vector<double>(kOutcomes)),
-      outcome_(kOutcomes) {}
+      outcome_(kOutcomes),
+      logs_(beams_.size() * kOutcomes),
+      pooled_(kOutcomes) {
+  Formula check(rule_.pool);
+  const bool linear = rule_.pool.kind == PoolKind::linear;
+  if (!linear && rule_.per == PoolUnit::unit) {
+    throw FusionError("only the linear pool can weigh whole units; weigh bytes");
+  }
+  if (!linear && rule_.gate) throw FusionError("a learned gate weighs the linear pool only");
+  if (rule_.gate && rule_.gate->members() != beams_.size()) {
+    throw FusionError("the learned gate is one of " + std::to_string(rule_.gate->members()) +
+                      " members; here are " + std::to_string(beams_.size()));
+  }
+}
 
 void UnitSearch::read(std::span<const double> weights, Text text) {
-  weights_ = normalise_weights(PoolKind::linear, weights, beams_.size());
+  weights_ = normalise_weights(rule_.pool.kind, weights, beams_.size());
   text_ = std::move(text);
   spelled_.clear();
   nodes_.clear();
@@ -125,21 +143,70 @@ void UnitSearch::ask(std::int32_t at, const std::vector<bool>& allowed) {
   }
 }
 
-// Fills outcome_: the pooled belief, with all that the waiting paths may spell in one outcome.
-void UnitSearch::pool(std::int32_t at) {
-  std::fill(outcome_.begin(), outcome_.end(), 0.0);
+// Fills outcome_ by the linear pool.
+void UnitSearch::mix(std::int32_t at) {
+  std::vector<double> weights(weights_);
+  if (rule_.gate) ask_gate(weights);
   for (std::size_t m = 0; m < beams_.size(); ++m) {
-    if (weights_[m] == 0.0) continue;
-    const double weight =
-        pooled_ == PoolUnit::byte
-            ? weights_[m]
-            : weights_[m] * masses_[static_cast<std::size_t>(at) * beams_.size() + m];
-    for (std::size_t b = 0; b < kOutcomes; ++b) outcome_[b] += weight * conditional_[m][b];
+    if (rule_.per == PoolUnit::unit) {
+      weights[m] *= masses_[static_cast<std::size_t>(at) * beams_.size() + m];
+    }
+    if (weights[m] == 0.0) continue;
+    for (std::size_t b = 0; b < kOutcomes; ++b) outcome_[b] += weights[m] * conditional_[m][b];
   }
   double total = 0.0;  // less than 1 where members cannot go on from here
   for (const double value : outcome_) total += value;
   if (total <= 0.0) return;
   for (double& value : outcome_) value /= total;
+}
+
+// The members' weights by how sure they are of the next byte.
+void UnitSearch::ask_gate(std::span<double> weights) {
+  std::vector<const float*> rows(beams_.size(), nullptr);
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    float* row = &logs_[m * kOutcomes];
+    double spelled = 0.0;
+    for (std::size_t b = 0; b < kByteOutcomes; ++b) spelled += conditional_[m][b];
+    if (weights[m] == 0.0 || spelled <= 0.0) continue;
+    for (std::size_t b = 0; b < kByteOutcomes; ++b) {
+      row[b] = static_cast<float>(log_of(conditional_[m][b] / spelled));
+    }
+    rows[m] = row;
+  }
+  if (std::all_of(rows.begin(), rows.end(), [](const float* row) { return row == nullptr; }))
+    return;
+  rule_.gate->weights(rows, text_.history, weights);
+}
+
+// Fills outcome_ by any other pool.
+void UnitSearch::pool() {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  bool present = false;
+  std::vector<bool> possible(kOutcomes, false);
+  for (const auto& conditional : conditional_) {
+    for (std::size_t b = 0; b < kOutcomes; ++b) possible[b] = possible[b] || conditional[b] > 0.0;
+  }
+  const float floor = rule_.pool.floor;
+  for (std::size_t m = 0; m < beams_.size(); ++m) {
+    const auto& conditional = conditional_[m];
+    const bool speaks = weights_[m] != 0.0 && std::any_of(conditional.begin(), conditional.end(),
+                                                          [](double p) { return p > 0.0; });
+    present = present || (speaks && weights_[m] > 0.0);
+    for (std::size_t b = 0; b < kOutcomes; ++b) {
+      const auto log = static_cast<float>(std::min(log_of(conditional[b]), 0.0));
+      const float said = possible[b] ? std::max(log, floor) : -kInf;
+      logs_[m * kOutcomes + b] = speaks ? said : nan;
+    }
+  }
+  if (!present) return;
+  combine(rule_.pool, weights_, logs_, pooled_);
+  for (std::size_t b = 0; b < kOutcomes; ++b) {
+    outcome_[b] = static_cast<double>(exp_of(pooled_[b]));
+  }
+}
+
+// All that only the waiting paths may spell becomes one outcome.
+void UnitSearch::gather_unspelled() {
   if (outcome_[kWaiting] == 0.0) return;
   const double least = kSpelled * outcome_[kWaiting];
   for (std::size_t b = 0; b < kByteOutcomes; ++b) {
@@ -185,7 +252,13 @@ void UnitSearch::settle(std::int32_t at) {
 
 void UnitSearch::expand(std::int32_t at) {
   ask(at, allowed(at));
-  pool(at);
+  std::fill(outcome_.begin(), outcome_.end(), 0.0);
+  if (rule_.pool.kind == PoolKind::linear) {
+    mix(at);
+  } else {
+    pool();
+  }
+  gather_unspelled();
   const auto first = static_cast<std::int32_t>(nodes_.size());
   for (std::size_t b = 0; b < kOutcomes; ++b) {
     if (outcome_[b] > 0.0) add_child(at, b);

@@ -185,13 +185,24 @@ class ByteBeam:
     def next(self, out: NDArray[np.float32]) -> None: ...
 
 class UnitSearch:
-    def __init__(self, alignment: Alignment, beams: Sequence[ByteBeam], per_unit: bool) -> None: ...
+    def __init__(
+        self,
+        alignment: Alignment,
+        beams: Sequence[ByteBeam],
+        per_unit: bool = False,
+        kind: str = "linear",
+        floor: float = ...,
+        exponent: float = ...,
+        plausibility: float = ...,
+        gate: ByteGate | None = None,
+    ) -> None: ...
     def read(
         self,
         weights: Sequence[float],
         pending: bytes,
         *,
         may_end: bool,
+        history: Sequence[float] = ...,
         excluded: Sequence[int] = ...,
     ) -> None: ...
     def candidates(self, n: int, forced: Sequence[int] = ...) -> Fused: ...

@@ -80,7 +80,7 @@ def boundary(voters: Sequence[Voter], weights: Sequence[float]) -> list[float]:
     ]
     if any(votes):
         return votes
-    able = [i for i, vote in enumerate(always(voters, weights)) if vote > 0]
+    able = [i for i, vote in enumerate(always(voters, weights)) if vote]
     leader = max(able, key=lambda i: (voters[i].boundary, weights[i]))
     return [weight if i == leader else 0.0 for i, weight in enumerate(weights)]
 

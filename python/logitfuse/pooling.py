@@ -31,6 +31,49 @@ TOP = 64
 
 
 @dataclass(frozen=True)
+class PoolOptions:
+    """A pool and its parameters, as for `fuse`.
+
+    Attributes
+    ----------
+    kind : str
+        A name in `POOLS`.
+    floor : float
+    exponent : float
+    plausibility : float
+    union_top : int
+    """
+
+    kind: PoolName = "linear"
+    floor: float = FLOOR
+    exponent: float = EXPONENT
+    plausibility: float = PLAUSIBILITY
+    union_top: int = 0
+
+    @property
+    def takes_shares(self) -> bool:
+        """Weights are shares of 1; else they are factors, taken as given."""
+        return self.kind not in ("product", "contrast")
+
+    def native(self, alignment: Alignment) -> _core.Pool:
+        """A native pool of its own.
+
+        Raises
+        ------
+        FusionError
+            A parameter is out of range.
+        """
+        return _core.Pool(
+            alignment._core,
+            self.kind,
+            self.floor,
+            self.exponent,
+            self.plausibility,
+            self.union_top,
+        )
+
+
+@dataclass(frozen=True)
 class Fused:
     """One fused step: the best symbols and what every member thinks of them.
 

@@ -121,6 +121,8 @@ class Given:
     weights : sequence of float
         Non-negative, not all zero; normalised.  GaC (arXiv 2406.12585) gives each member its
         benchmark score.
+    pool : str
+        Product and contrast take the weights as given.
 
     Raises
     ------
@@ -129,8 +131,8 @@ class Given:
 
     reads_prompt = False
 
-    def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = _core.normalise_weights([float(w) for w in weights], len(weights))
+    def __init__(self, weights: Sequence[float], pool: str = "linear") -> None:
+        self._weights = _core.normalise_weights([float(w) for w in weights], len(weights), pool)
 
     def begin(self, evidence: Sequence[PromptEvidence]) -> None:
         """Nothing to learn."""

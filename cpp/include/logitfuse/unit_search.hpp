@@ -21,6 +21,7 @@
 
 #include "logitfuse/alignment.hpp"
 #include "logitfuse/byte_beam.hpp"
+#include "logitfuse/byte_gate.hpp"
 #include "logitfuse/pool.hpp"
 
 namespace logitfuse {
@@ -33,14 +34,24 @@ enum class PoolUnit : std::uint8_t {
 
 class UnitSearch {
  public:
+  /// How the members' beliefs in the next byte become one.  A byte (or the end) that a member rules
+  /// out counts as exp(floor) in the pools that would take it for a veto.
+  struct Rule {
+    PoolOptions pool;
+    PoolUnit per = PoolUnit::byte;         ///< unit: linear pools only
+    std::shared_ptr<const ByteGate> gate;  ///< gives the weights of a linear pool; null: none
+  };
+
   /// `alignment` names units that are symbols; other units get ids from its size on.
+  /// Throws FusionError: a rule that cannot be.
   UnitSearch(std::shared_ptr<const Alignment> alignment,
-             std::vector<std::shared_ptr<const ByteBeam>> beams, PoolUnit pooled);
+             std::vector<std::shared_ptr<const ByteBeam>> beams, Rule rule);
 
   /// What is known of the text.
   struct Text {
     std::string pending;                 ///< its unfinished UTF-8 character, at most 3 bytes
     bool may_end = true;                 ///< whether the end is a unit
+    std::vector<float> history;          ///< of the members, for the gate (see `ByteHistory`)
     std::vector<std::int32_t> excluded;  ///< bytes (or kByteEnd) that do not follow: `spelled`
   };
 
@@ -90,7 +101,10 @@ class UnitSearch {
   std::vector<bool> allowed(std::int32_t at) const;
   void ask(std::int32_t at, const std::vector<bool>& allowed);
   double waiting(const Node& node, std::int32_t member) const;
-  void pool(std::int32_t at);
+  void mix(std::int32_t at);
+  void ask_gate(std::span<double> weights);
+  void pool();
+  void gather_unspelled();
   void add_child(std::int32_t at, std::size_t outcome);
   void settle(std::int32_t at);
   void expand(std::int32_t at);
@@ -102,7 +116,7 @@ class UnitSearch {
 
   std::shared_ptr<const Alignment> alignment_;
   std::vector<std::shared_ptr<const ByteBeam>> beams_;
-  PoolUnit pooled_;
+  Rule rule_;
   std::vector<double> weights_;
   Text text_;
   std::vector<Node> nodes_;
@@ -110,6 +124,7 @@ class UnitSearch {
   std::vector<double> masses_;  // [nodes, members]: each member's probability of the string
   std::vector<std::vector<double>> conditional_;  // scratch: [members][kOutcomes]
   std::vector<double> outcome_;                   // scratch: pooled, [kOutcomes]
+  std::vector<float> logs_, pooled_;              // scratch: [members, kOutcomes], [kOutcomes]
   std::priority_queue<Entry> heap_;
   std::vector<std::int32_t> listed_;
   std::map<std::string, std::int32_t, std::less<>> named_;  // units that are no symbols

@@ -15,10 +15,11 @@ from logitfuse import _core
 from logitfuse.beam import PRUNE, WIDTH, Beam, Reader, TwoRows
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.member import Member
+from logitfuse.pooling import PoolName, PoolOptions
 from logitfuse.strategies.base import DecisionName, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
-from logitfuse.weights import Online, Weigher
+from logitfuse.weights import Given, Online, Weigher
 
 #: What the weights are weights of.
 PoolUnit: TypeAlias = Literal["byte", "unit"]
@@ -46,6 +47,12 @@ class Bytes(Engine):
     weigher : Weigher, optional
         Gives the weights unit by unit; by default they follow the members' predictions slowly
         (`logitfuse.weights.Online`), beginning with `weights`.
+    pool : str or PoolOptions
+        See `logitfuse.fuse`; any but the linear one works byte by byte, on the 256 bytes and the
+        end, with weights that stay.
+    gate : ByteGate, optional
+        A learned gate (see `logitfuse.gatefile`): the weights depend on how sure the members are
+        of the next byte.
     per : {"byte", "unit"}
         Two models that both deserve the name linear pool (for one step, and only then, they are
         the same): ``byte`` mixes the members' next-byte distributions with the same weights at
@@ -80,6 +87,8 @@ class Bytes(Engine):
         *,
         weights: Sequence[float] | None = None,
         weigher: Weigher | None = None,
+        pool: PoolName | PoolOptions = "linear",
+        gate: _core.ByteGate | None = None,
         per: PoolUnit = "byte",
         tokenisations: Tokenisations = "all",
         prune: float = PRUNE,
@@ -93,10 +102,20 @@ class Bytes(Engine):
                 f"unknown tokenisations '{tokenisations}'; known: all, canonical",
                 key="tokenisations",
             )
-        super().__init__(members, weights=weights, name=name)
+        self.pool = pool if isinstance(pool, PoolOptions) else PoolOptions(pool)
+        super().__init__(members, weights=weights, pool=self.pool.kind, name=name)
         self.per: PoolUnit = per
         self.tokenisations: Tokenisations = tokenisations
+        if weigher is None and (self.pool.kind != "linear" or gate is not None):
+            weigher = Given(self.weights, self.pool.kind)
+        if weigher is not None and not isinstance(weigher, Given) and not self.pool.takes_shares:
+            raise ConfigError(
+                f"the {self.pool.kind} pool takes weights as given; nothing can learn them",
+                key="weighting",
+            )
         self.weigher = Online(prior=self.weights) if weigher is None else weigher
+        self.gate = gate
+        self._history = _core.ByteHistory(len(self.members))
         self._reads_prompt = self.weigher.reads_prompt
         self._readers: list[Reader] = []
         for member in self.members:
@@ -112,14 +131,24 @@ class Bytes(Engine):
                 )
             self._readers.append(reader)
         cores = [reader.core for reader in self._readers]
-        self._search = _core.UnitSearch(self.alignment._core, cores, per == "unit")
-        self._alone = [_core.UnitSearch(self.alignment._core, [core], False) for core in cores]
+        self._search = _core.UnitSearch(
+            self.alignment._core,
+            cores,
+            per == "unit",
+            self.pool.kind,
+            self.pool.floor,
+            self.pool.exponent,
+            self.pool.plausibility,
+            gate,
+        )
+        self._alone = [_core.UnitSearch(self.alignment._core, [core]) for core in cores]
         self._excluded: list[int] = []  # outcomes that do not follow the text
 
     # -- one answer ---------------------------------------------------------------------------
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
         self._excluded = []
+        self._history.reset()
         self._heals = isinstance(request.prompt, str | bytes)
         stops = super()._prefill(request, sampler)
         self.weigher.begin(self._evidence() if self._reads_prompt else [])
@@ -127,9 +156,9 @@ class Bytes(Engine):
         self.stats.decode_s = self.stats.sync_s = 0.0
         return stops
 
-    def _begin(self, i: int) -> object:
-        # Only for the evidence: the readers go over the prompt themselves.
-        return super()._begin(i) if self._reads_prompt else None
+    def _begin(self, i: int) -> None:
+        if self._reads_prompt:  # for the evidence only: the readers go over the prompt themselves
+            super()._begin(i)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
         before = self.stats.decode_s + self.stats.sync_s
@@ -147,6 +176,9 @@ class Bytes(Engine):
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
             self.weigher.observe(own, len(step.unit))
+            if self.gate is not None:
+                for _ in step.unit:
+                    self._history.observe([p / len(step.unit) for p in own])
         waited = self.stats.decode_s + self.stats.sync_s - before
         self.stats.fuse_s += time.perf_counter() - started - waited
         return step
@@ -165,12 +197,13 @@ class Bytes(Engine):
             weight if i in self._running and not self._readers[i].silent else 0.0
             for i, weight in enumerate(self.weigher.current())
         ]
-        if not any(votes):
+        if not any(vote > 0 for vote in votes):
             raise FusionError("no member can spell the text any further")
         self._search.read(
             votes,
             reply.unfinished,
             may_end=not request.ignore_end,
+            history=self._history.values.tolist(),
             excluded=self._excluded,
         )
         if sampler.plain:

@@ -18,6 +18,7 @@ from logitfuse.alignment import align
 from logitfuse.errors import ConfigError, FusionError, MemberError
 from logitfuse.evidence import Span, spans_of
 from logitfuse.member import Member
+from logitfuse.pooling import PoolName
 from logitfuse.sampling import make_sampler
 from logitfuse.strategies.base import (
     Chunk,
@@ -100,7 +101,10 @@ class Engine(ABC):
     ----------
     members : sequence of Member
     weights : sequence of float, optional
-        Non-negative, not all zero; equal by default.  A member of weight 0 is not run.
+        1 each by default; what else they may be depends on the pool.  A member of weight 0 is not
+        run.
+    pool : str
+        What the weights are for.
     name : str, optional
 
     Raises
@@ -116,18 +120,21 @@ class Engine(ABC):
         members: Sequence[Member],
         *,
         weights: Sequence[float] | None = None,
+        pool: PoolName = "linear",
         name: str | None = None,
     ) -> None:
         if not members:
             raise ConfigError("an ensemble needs at least one member (-m model.gguf)")
         self.members = tuple(members)
         self.weights = _core.normalise_weights(
-            [1.0] * len(members) if weights is None else [float(w) for w in weights], len(members)
+            [1.0] * len(members) if weights is None else [float(w) for w in weights],
+            len(members),
+            pool,
         )
         self.name = name or "+".join(member.name for member in members)
         self.alignment = align([member.vocab for member in members])
         self.stats = RunStats()
-        self._running = [i for i, weight in enumerate(self.weights) if weight > 0]
+        self._running = [i for i, weight in enumerate(self.weights) if weight]
         vocabs = [members[i].vocab for i in self._running]
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
         self._noticed: set[Member] = set()
@@ -206,9 +213,9 @@ class Engine(ABC):
         self.stats.decode_s = self.stats.sync_s = 0.0
         return tuple(dict.fromkeys(stops))
 
-    def _begin(self, i: int) -> object:
+    def _begin(self, i: int) -> None:
         """Bring a member to its prompt."""
-        return self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
+        self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
 
     def _render(self, member: Member, prompt: Any) -> _Prompt:
         """A member's own tokens for the prompt, and what else ends its replies."""
@@ -290,5 +297,5 @@ class Engine(ABC):
         self.stats.decisions[step.decision] += 1
         self.stats.ends += not step.unit
         for i, vote in enumerate(votes):
-            self.stats.votes[i] += vote > 0
+            self.stats.votes[i] += vote != 0
             self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit

@@ -23,18 +23,12 @@ from logitfuse.gates import (
     one_begins_the_other,
 )
 from logitfuse.member import Member
-from logitfuse.pooling import FLOOR, PoolName
+from logitfuse.pooling import PoolName, PoolOptions
 from logitfuse.schedules import SCHEDULES, Eager, Lazy, Schedule, ScheduleName
 from logitfuse.strategies.base import DecisionName, Request, Step
-from logitfuse.strategies.tokens import TokenEngine
+from logitfuse.strategies.tokens import AlignmentName, TokenEngine
 from logitfuse.text import ReplyText
 from logitfuse.weights import Given, Weigher
-
-#: By how much the lead of a symbol must exceed the weight of those not asked, since the pool is
-#: right to 5e-7 of each log-probability.
-_SLACK = 1e-5
-#: Best tokens per member among which the two best symbols of a part of the pool are looked for.
-_TOP = 8
 
 _DECISIONS: dict[_core.Decision, DecisionName] = {
     _core.Decision.open: "fused",
@@ -72,7 +66,10 @@ class Fuse(TokenEngine):
     weigher : Weigher, optional
         Gives the weights step by step (see `logitfuse.weights`); by default they stay.  `weights`
         still says who runs.
-    pool : {"linear", "log-linear"}
+    pool : str or PoolOptions
+        See `logitfuse.fuse`.
+    alignment : {"exact", "embedding"}
+        See `TokenEngine`.
     gate : {"boundary", "always"}
         Who votes.  Members with one common vocabulary always vote, and follow by the very tokens
         that are chosen, as each would by itself.
@@ -89,8 +86,6 @@ class Fuse(TokenEngine):
         of tokens gives the rows of single ones.
     draft : DraftOptions, optional
         For ``schedule="draft"``.
-    floor : float
-        What a member without a twin contributes to the log-linear pool, nats.
     name : str, optional
 
     Raises
@@ -107,14 +102,14 @@ class Fuse(TokenEngine):
         *,
         weights: Sequence[float] | None = None,
         weigher: Weigher | None = None,
-        pool: PoolName = "linear",
+        pool: PoolName | PoolOptions = "linear",
+        alignment: AlignmentName = "exact",
         gate: GateName = "boundary",
         solo: Solo | Certain | None = None,
         primary: str | int | None = None,
         guard: bool = False,
         schedule: ScheduleName = "eager",
         draft: DraftOptions | None = None,
-        floor: float = FLOOR,
         name: str | None = None,
     ) -> None:
         if gate not in GATES:
@@ -122,9 +117,14 @@ class Fuse(TokenEngine):
         if schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ConfigError(f"unknown schedule '{schedule}'; known: {known}", key="schedule")
-        super().__init__(members, weights=weights, pool=pool, floor=floor, name=name)
+        super().__init__(members, weights=weights, pool=pool, alignment=alignment, name=name)
+        if weigher is not None and not self.pool.takes_shares:
+            raise ConfigError(
+                f"the {self.pool.kind} pool takes weights as given; nothing can learn them",
+                key="weighting",
+            )
         self.gate: GateName = gate
-        self.weigher = Given(self.weights) if weigher is None else weigher
+        self.weigher = Given(self.weights, self.pool.kind) if weigher is None else weigher
         self.solo = solo
         self.guard = guard
         self.schedule: ScheduleName = schedule
@@ -132,8 +132,8 @@ class Fuse(TokenEngine):
         self._gate, self._able = GATES[used], ABLE[used]
         self._primary = None if primary is None else self._find(primary, "primary")
         self._row_pool = self._pool  # a linear one, for features of one row
-        if pool != "linear":
-            self._row_pool = _core.Pool(self.alignment._core, "linear", floor)
+        if self.pool.kind != "linear" or self.pool.union_top or self._projects:
+            self._row_pool = PoolOptions().native(self.alignment)
         self._reads_prompt = self.weigher.reads_prompt
         self.draft = draft
         self._schedule = self._make_schedule(draft)
@@ -191,6 +191,8 @@ class Fuse(TokenEngine):
         votes = [0.0] * len(self.members)
         for i, vote in zip(self._running, given, strict=True):
             votes[i] = vote
+        if self.pool.kind == "contrast":
+            _keep_base(votes, weights)
         self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes)
         return _Asked(votes, primary)
 
@@ -220,20 +222,12 @@ class Fuse(TokenEngine):
             (voters[i],) = self._schedule.look([i])
             missing -= weights[i]
             votes[i] = weights[i] if self._able(voters[i]) else 0.0
-            if sum(votes) > missing + _SLACK:
+            if sum(votes) > missing:
                 self._read(self._pool, voters, votes)
-                if self._is_settled(sum(votes), missing, reply, request):
+                settled = self._pool.certain_without(missing)
+                if settled >= 0 and self._may_follow(reply, settled, request):
                     return _Asked(votes, primary, settled=True)
         return None
-
-    def _is_settled(
-        self, present: float, missing: float, reply: ReplyText, request: Request
-    ) -> bool:
-        """Whether those not asked, with so much weight, could still change the greedy answer."""
-        fused = self._pool.candidates(_TOP)
-        second = max(fused.outside, fused.logprob(1) if len(fused) > 1 else -math.inf)
-        lead = present * (math.exp(fused.logprob(0)) - math.exp(second))
-        return lead > missing + _SLACK and self._may_follow(reply, fused.symbol(0), request)
 
     def _say(
         self, asked: _Asked, reply: ReplyText, sampler: _core.Sampler, request: Request
@@ -257,7 +251,7 @@ class Fuse(TokenEngine):
             listed = np.flatnonzero(fused.symbols == said)
             index = int(listed[0]) if len(listed) else index
         name: DecisionName = "certain" if asked.settled else _DECISIONS[decision]
-        if fused.symbol(index) != symbol or sum(vote > 0 for vote in asked.votes) == 1:
+        if fused.symbol(index) != symbol or sum(vote != 0 for vote in asked.votes) == 1:
             name = "led"
         return self._make_step(fused, index, name, request)
 
@@ -269,3 +263,13 @@ class Fuse(TokenEngine):
         bytes_of = self.alignment.symbol_bytes
         same = one_begins_the_other(bytes_of(own), bytes_of(symbol))
         return own if same and self._may_follow(reply, own, request) else symbol
+
+
+def _keep_base(votes: list[float], weights: Sequence[float]) -> None:
+    """Where the base of a contrast abstains there is nothing to contrast with."""
+    base = next(i for i, weight in enumerate(weights) if weight > 0)
+    if votes[base]:
+        return
+    votes[:] = [max(vote, 0.0) for vote in votes]
+    if not any(votes):
+        votes[base] = weights[base]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.gates import Voter
 from logitfuse.member import Member
-from logitfuse.pooling import FLOOR, TOP, PoolName
+from logitfuse.pooling import TOP, PoolName, PoolOptions
+from logitfuse.projection import projection_for
 from logitfuse.schedules import Crew, Schedule
 from logitfuse.strategies.base import DecisionName, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
+
+#: How tokens without a twin are dealt with.
+AlignmentName: TypeAlias = Literal["exact", "embedding"]
 
 #: Candidates per member that are listed, in turn, until no unlisted one could matter.
 _DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
@@ -25,16 +30,19 @@ class TokenEngine(Engine):
     ----------
     members, weights, name
         As for `Engine`.
-    pool : {"linear", "log-linear"}
-    floor : float
-        What a member without a twin contributes to the log-linear pool, nats.
+    pool : str or PoolOptions
+        See `logitfuse.fuse`.
+    alignment : {"exact", "embedding"}
+        What a member's token without a twin stands for: ``exact``: nothing; ``embedding``: the
+        tokens of the *pivot*, the member of largest weight, whose embeddings are nearest
+        (see `logitfuse.projection`); then only the pivot's tokens are said.
 
     Raises
     ------
     FusionError
         Bad weights, unknown pool.
     ConfigError
-        No members.
+        No members, unknown alignment.
     """
 
     _schedule: Schedule
@@ -44,13 +52,20 @@ class TokenEngine(Engine):
         members: Sequence[Member],
         *,
         weights: Sequence[float] | None = None,
-        pool: PoolName = "linear",
-        floor: float = FLOOR,
+        pool: PoolName | PoolOptions = "linear",
+        alignment: AlignmentName = "exact",
         name: str | None = None,
     ) -> None:
-        super().__init__(members, weights=weights, name=name)
-        self.pool: PoolName = pool
-        self._pool = _core.Pool(self.alignment._core, pool, floor)
+        if alignment not in ("exact", "embedding"):
+            raise ConfigError(
+                f"unknown alignment '{alignment}'; known: exact, embedding", key="alignment"
+            )
+        self.pool = pool if isinstance(pool, PoolOptions) else PoolOptions(pool)
+        super().__init__(members, weights=weights, pool=self.pool.kind, name=name)
+        self._pool = self.pool.native(self.alignment)
+        self._projects = alignment == "embedding" and not self.alignment.identical
+        if self._projects:
+            self._project()
         self._crew = Crew(
             self.members,
             self._running,
@@ -58,6 +73,18 @@ class TokenEngine(Engine):
             self.alignment._core.twin if self._one_vocab else None,
             self.alignment._core.symbol,
         )
+
+    def _project(self) -> None:
+        """Project the members' own tokens onto the pivot's."""
+        size = [len(member.vocab) for member in self.members]
+        pivot = max(self._running, key=lambda i: (self.weights[i], size[i], -i))
+        for i in self._running:
+            if i == pivot:
+                continue
+            found = projection_for(self.members[i], self.members[pivot])
+            symbols = found.symbols(self.alignment, pivot)
+            self._pool.project(i, found.offsets, symbols, found.weights)
+        self._pool.restrict(pivot)
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
         stops = super()._prefill(request, sampler)
@@ -98,7 +125,9 @@ class TokenEngine(Engine):
         return (
             sampler.greedy
             and not sampler.processes
-            and self.pool == "linear"
+            and self.pool.kind == "linear"
+            and not self.pool.union_top
+            and not self._projects
             and request.top_logprobs == 0
         )
 
@@ -148,4 +177,4 @@ class TokenEngine(Engine):
     @staticmethod
     def _read(pool: _core.Pool, voters: Mapping[int, Voter], votes: Sequence[float]) -> None:
         """Let a pool read the rows of those that vote."""
-        pool.read([voters[i].row if vote > 0 else None for i, vote in enumerate(votes)], votes)
+        pool.read([voters[i].row if vote else None for i, vote in enumerate(votes)], votes)
