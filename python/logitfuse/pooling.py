@@ -205,9 +205,9 @@ def fuse(
     mean counts little: with ``d = |p_i - sum_j w_j p_j|`` the consistency of a symbol is
     ``c_i = (exp(-2 d) - exp(-2)) / (1 - exp(-2))``, of a member ``m_i = w_i mean(c_i) / H(p_i)``,
     mean and entropy H (0.01 nats at least) over the candidates to which anybody gives a
-    probability.  CoRE (arXiv 2510.13855) without its main model: there is none to be kept at half
-    of the weight, nobody's symbols are mapped to its vocabulary, and where a member has no twin its
-    0 is compared with the mean too.
+    probability, so that longer lists shift it a little.  CoRE (arXiv 2510.13855) without its main
+    model: there is none to be kept at half of the weight, nobody's symbols are mapped to its
+    vocabulary, and where a member has no twin its 0 is compared with the mean too.
 
     With `union_top` (UniTE, arXiv 2410.03777) every member's distribution is normalised on the
     union, and a member without a twin of s backs off to its longest token that is a proper prefix

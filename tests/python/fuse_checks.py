@@ -10,6 +10,7 @@ import pytest
 import reference
 from hypothesis import assume
 from hypothesis import strategies as st
+from logitfuse import _core
 from logitfuse.pooling import EXPONENT, FLOOR, PLAUSIBILITY, POOLS, Fused, PoolName, fuse
 from numpy.typing import NDArray
 from strategies_core import (
@@ -66,6 +67,13 @@ def pooled(
 def base_of(step: Step) -> int:
     """The first member of positive weight."""
     return next(m for m, weight in enumerate(step.weights) if weight > 0)
+
+
+def best_symbol(step: Step, member: int) -> int:
+    """The best of a member; tests/python/test_decide.py shows that it is."""
+    native = _core.Pool(step.alignment._core, "linear")
+    native.read(step.rows, [float(m == member) for m in range(len(step.rows))])
+    return native.best()[member]
 
 
 def check_clear(base: NDArray[np.float64], plausibility: float) -> None:

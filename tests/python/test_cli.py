@@ -390,7 +390,7 @@ class TestErrors:
             (["--weights", "nan,1"], "member.0.weight"),
             (["--weights", "0,0"], "sum above 0"),
             (["--weights", "a,b"], "not 'a,b'"),
-            (["--pool", "geometric"], "'linear' or 'log-linear', not 'geometric'"),
+            (["--pool", "geometric"], "'contrast' or 'consistency', not 'geometric'"),
             (["--gate", "open"], "'boundary' or 'always', not 'open'"),
             (["--tmep", "1"], "Did you mean --temp?"),
             (["extra words"], "Quote a prompt of several words"),

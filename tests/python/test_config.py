@@ -117,7 +117,7 @@ class TestProblems:
             ("[[members]]\nmodel = 'a.gguf'", "members", "did you mean 'member'?"),
             ("[[member]]\nmodle = 'a.gguf'", "member.0.modle", "did you mean 'model'?"),
             ("[sampling]\ntemprature = 1", "sampling.temprature", "did you mean 'temperature'?"),
-            ("pool = 'geometric'", "pool", "'linear' or 'log-linear', not 'geometric'"),
+            ("pool = 'geometric'", "pool", "'contrast' or 'consistency', not 'geometric'"),
             ("gate = 1", "gate", "'boundary' or 'always', not 1"),
             ("strategy = 'cascade'", "strategy", "not 'cascade'"),
             ("floor = 1.0", "floor", "not 1.0"),

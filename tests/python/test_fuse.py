@@ -12,13 +12,13 @@ from fuse_checks import (
     TOLERANCE,
     averages,
     base_of,
+    best_symbol,
     by_bytes,
     check_all_symbols,
     check_close,
     check_order,
     every_pool,
     fused,
-    member_rows,
     pooled,
     pools,
     same_bits,
@@ -133,7 +133,7 @@ def check_candidates(step: Step, pool: PoolName, top: int, **options: float) -> 
     """The candidates are the best tokens, scored as by the oracle, and `outside` is a bound."""
     wanted = expected_candidates(step, top)
     if pool == "contrast":
-        wanted.add(int(np.argmax(member_rows(step)[base_of(step)])))
+        wanted.add(best_symbol(step, base_of(step)))
     listed = np.isin(np.arange(len(step.alignment)), list(wanted))
     want = pooled(step, pool, **options, listed=listed)
     tolerance = tolerances(step, pool, **options, listed=listed)

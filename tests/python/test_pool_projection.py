@@ -12,6 +12,7 @@ from fuse_checks import (
     TOLERANCE,
     adapted_tolerances,
     base_of,
+    best_symbol,
     check_clear,
     check_close,
     every_pool,
@@ -83,8 +84,7 @@ def check_projection(
             listed[step.alignment.symbol(m, token)] = True
             listed[list(projections.get(m, {}).get(token, {}))] = True
     if pool == "contrast":
-        own = reference.member_logprobs(step.rows[base_of(step)], *step.plain[base_of(step)])
-        listed[np.argmax(step.by_symbol(own))] = True
+        listed[best_symbol(step, base_of(step))] = True
     if step.alignment.end is not None:
         listed[step.alignment.end] = True
     listed &= has

@@ -114,7 +114,7 @@ def test_a_power_of_1_is_linear_and_near_0_log_linear() -> None:
 
 
 def test_backing_off_deals_out_a_token_once() -> None:
-    """What a member has for "hel" is for what begins with it, and for itself, which nobody else has."""
+    """What a member has for "hel" is for what begins with it too; nobody else has it."""
     one = {b"hello": np.log(0.6), b"help": np.log(0.2), b"x": np.log(0.2)}
     two = {b"hel": np.log(0.5), b"h": np.log(0.1), b"x": np.log(0.4)}
     adapted = back_off([one, two], [b"hello", b"help", b"hel", b"x", END])
