@@ -6,8 +6,8 @@ of unequal quality to fuse::
     python bench/requantise.py FOLDER [Q2_K Q3_K ...]
 
 The rows of SmolLM2 are no multiple of 256 values, so that llama.cpp falls back to four bits in most
-tensors of the ``_K`` types: ``Q2_K`` needs 2 to 17 % more bits per byte than the original, depending
-on the text.
+tensors of the ``_K`` types: ``Q2_K`` needs 2 to 17 % more bits per byte than the original,
+depending on the text.
 """
 
 from __future__ import annotations
