@@ -1,7 +1,8 @@
 """How well a projection finds true twins: some twins of the demo models are hidden and searched.
 
-Both directions, against the relative representations of DeePEn (cosines to common anchors; Huang
-et al., NeurIPS 2024), with time and memory of the projection of the whole vocabulary::
+Both directions, against a plain orthogonal map and the relative representations of DeePEn (cosines
+to common anchors; Huang et al., NeurIPS 2024), and with ``--whole`` the time and memory of the
+projection of the whole vocabulary::
 
     python bench/projection.py [--whole]
 """
@@ -26,7 +27,7 @@ from logitfuse.vocab import TokenKind, Vocab
 from numpy.typing import NDArray
 
 _HELD_OUT = 1000
-_RELATIVE_ANCHORS = 300
+_ANCHORS, _RELATIVE_ANCHORS = 20_000, 300
 
 
 def twins(member: Vocab, pivot: Vocab) -> NDArray[np.int64]:
@@ -66,24 +67,31 @@ def precision(found: Projection, pairs: NDArray[np.int64], at: int) -> float:
     return float(np.mean(hits))
 
 
-def relative(
+def other_ways(
     tables: tuple[Table, Table], anchors: NDArray[np.int64], pairs: NDArray[np.int64], pivot: Vocab
-) -> list[float]:
-    """Precision at 1 and 10 of the nearest by cosines to anchors."""
+) -> dict[str, list[float]]:
+    """Precision at 1 and 10 of a plain orthogonal map, and of cosines to a few anchors."""
+    known = [unit(table[anchors[:, i]]) for i, table in enumerate(tables)]
+    centres = [rows.mean(axis=0) for rows in known]
+    known = [unit(rows - centre) for rows, centre in zip(known, centres, strict=True)]
+    left, _, right = np.linalg.svd(known[0].T @ known[1], full_matrices=False)
+    maps = {
+        "orthogonal": (left, right.T),
+        "relative": tuple(rows[:_RELATIVE_ANCHORS].T for rows in known),
+    }
     keys = np.flatnonzero(pivot.kinds == TokenKind.TEXT)
-    bases = [unit(table[anchors[:, i]]) for i, table in enumerate(tables)]
-    centres = [base.mean(axis=0) for base in bases]
-    bases = [unit(base - centre) for base, centre in zip(bases, centres, strict=True)]
-    queries, truth = (
-        unit(unit(unit(table[pairs[:, i]]) - centres[i]) @ bases[i].T)
-        for i, table in enumerate(tables)
-    )
-    own = np.einsum("ij,ij->i", queries, truth)[:, None]
-    rank = np.zeros(len(pairs), np.int64)
-    for start in range(0, len(keys), 8192):
-        rows = unit(unit(tables[1][keys[start : start + 8192]]) - centres[1])
-        rank += np.sum(queries @ unit(rows @ bases[1].T).T > own + 1e-6, axis=1)
-    return [float(np.mean(rank < at)) for at in (1, 10)]
+    found = {}
+    for name, matrices in maps.items():
+        queries, truth = (
+            unit(unit(unit(tables[i][pairs[:, i]]) - centres[i]) @ matrices[i]) for i in (0, 1)
+        )
+        own = np.einsum("ij,ij->i", queries, truth)[:, None]
+        rank = np.zeros(len(pairs), np.int64)
+        for start in range(0, len(keys), 8192):
+            rows = unit(unit(tables[1][keys[start : start + 8192]]) - centres[1]) @ matrices[1]
+            rank += np.sum(queries @ unit(rows).T > own + 1e-6, axis=1)
+        found[name] = [float(np.mean(rank < at)) for at in (1, 10)]
+    return found
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -103,8 +111,9 @@ def main(arguments: list[str]) -> None:
         figures = ", ".join(f"@{at} {precision(found, held_out, at):.3f}" for at in (1, 10))
         print(f"{member} -> {pivot}, {len(held_out)} of {len(pairs)} twins: precision {figures}")
         pair = (tables[member], tables[pivot])
-        at_1, at_10 = relative(pair, rest[:_RELATIVE_ANCHORS], held_out, vocabs[pivot])
-        print(f"  relative, {_RELATIVE_ANCHORS} anchors: precision @1 {at_1:.3f}, @10 {at_10:.3f}")
+        others = other_ways(pair, rest[:_ANCHORS], held_out, vocabs[pivot])
+        for name, (at_1, at_10) in others.items():
+            print(f"  {name}: precision @1 {at_1:.3f}, @10 {at_10:.3f}")
         if "--whole" in arguments:
             tracemalloc.start()
             start, busy = time.perf_counter(), time.process_time()
