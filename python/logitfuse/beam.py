@@ -16,13 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
+from logitfuse.config import PRUNE, WIDTH
 from logitfuse.llama import Row
 from logitfuse.member import Member
 
-#: Share of the probability of the text below which a tokenisation is not followed.
-PRUNE = 0.03
-#: Most tokenisations followed at a time.
-WIDTH = 8
 #: Tokens at the end of a prompt that may be read in another way than they are written: "token
 #: healing", for prompts that end inside a word or with a space.
 _HEAL = 6

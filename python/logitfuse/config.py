@@ -3,7 +3,7 @@
 ::
 
     name = "pair"
-    pool = "linear"
+    preset = "bytes"                             # or parts: strategy, pool, gate, ...
 
     [sampling]
     temperature = 0.7
@@ -28,12 +28,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from logitfuse.errors import ConfigError
-from logitfuse.gates import GateName
-from logitfuse.pooling import FLOOR, PoolName
+from logitfuse.gates import GateName, SoloName
+from logitfuse.pooling import EXPONENT, FLOOR, PLAUSIBILITY, PoolName
+from logitfuse.presets import with_preset
 from logitfuse.sampling import SamplingParams
+from logitfuse.schedules import ScheduleName
 
 if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
+    from logitfuse.strategies.engine import Engine
+
+#: Of the byte beam: share below which a tokenisation is not followed, and how many are.
+PRUNE, WIDTH = 0.03, 8
 
 
 class MemberConfig(BaseModel):
@@ -44,7 +49,7 @@ class MemberConfig(BaseModel):
     model: Path | None = None
     hf: str | None = Field(None, description="user/repo[:quant] on the Hugging Face hub")
     name: str | None = None
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    weight: float = Field(1.0, allow_inf_nan=False)
     n_ctx: int | None = Field(None, ge=0)
     n_batch: int = Field(512, ge=1)
     n_threads: int | None = Field(None, ge=1)
@@ -62,20 +67,58 @@ class MemberConfig(BaseModel):
 
 
 class FuseConfig(BaseModel):
-    """Token-level fusion of members; see `logitfuse.strategies.fuse.Fuse`.
+    """Token-level fusion of members: parts that combine.
 
-    Every strategy has such a model; `strategy` tells them apart.
+    ======================  =====================================================================
+    ``preset``              a published method; its parts stand where nothing else is said
+    ``strategy``            ``fuse`` (tokens), ``bytes`` (exact), ``mix`` (one member per step);
+                            ``auto``: ``bytes`` if tokenizers differ and all else allows, or ``fuse``
+    ``pool``                see `logitfuse.fuse`, with ``floor, exponent, plausibility``
+    ``alignment``           ``exact``, ``topk-union`` (of ``union_top`` tokens), ``embedding``, or
+                            ``prefix-mass`` (`logitfuse.strategies.bytes`, canonical)
+    ``weighting``           where weights come from: ``given``, ``prompt``, ``prompt-greedy`` or
+                            ``online`` (see `logitfuse.weights`); ``auto``: ``online`` for bytes
+    ``learned``             a file of ``logitfuse fit``: weights, a gate, or a critical-token rule
+    ``gate``                who votes (`logitfuse.gates`)
+    ``solo``                when the primary speaks alone, with its ``threshold``; ``primary``
+    ``guard``               CoRE's substring guard
+    ``schedule``            ``eager``, ``lazy`` or ``draft`` (`logitfuse.schedules`), with
+                            ``draft_length`` and ``drafter`` (a member's name, or ``prompt``)
+    ``per, prune, beam``    of ``bytes``
+    ======================  =====================================================================
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    strategy: Literal["fuse"] = "fuse"
+    strategy: Literal["auto", "fuse", "bytes", "mix"] = "auto"
     name: str | None = None
+    preset: str | None = None
     pool: PoolName = "linear"
-    gate: GateName = "boundary"
     floor: float = Field(FLOOR, le=0, allow_inf_nan=False, description="nats")
+    exponent: float = Field(EXPONENT, allow_inf_nan=False)
+    plausibility: float = Field(PLAUSIBILITY, allow_inf_nan=False)
+    alignment: Literal["exact", "topk-union", "prefix-mass", "embedding"] = "exact"
+    union_top: int = Field(10, ge=1)
+    weighting: Literal["auto", "given", "prompt", "prompt-greedy", "online"] = "auto"
+    learned: Path | None = None
+    gate: GateName = "boundary"
+    solo: SoloName | None = None
+    threshold: float | None = Field(None, allow_inf_nan=False)
+    primary: str | None = None
+    guard: bool = False
+    schedule: ScheduleName = "eager"
+    draft_length: int | None = None
+    drafter: str | None = None
+    per: Literal["byte", "unit"] = "byte"
+    prune: float = Field(PRUNE, gt=0, lt=1)
+    beam: int = Field(WIDTH, ge=1)
     sampling: SamplingParams = SamplingParams()
     member: list[MemberConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, data: Any) -> Any:
+        return with_preset(data) if isinstance(data, dict) and data.get("preset") else data
 
 
 def load_config(path: str | PathLike[str]) -> FuseConfig:
@@ -117,7 +160,7 @@ def parse_config(data: dict[str, Any], *, path: Path | None = None) -> FuseConfi
         raise explain(error, path) from None
 
 
-def build(config: FuseConfig) -> Fuse:
+def build(config: FuseConfig) -> Engine:
     """Load the models of a configuration and join them.
 
     The cores are divided among the members that run, unless a member says otherwise: they decode at
@@ -125,12 +168,12 @@ def build(config: FuseConfig) -> Fuse:
 
     Raises
     ------
-    ModelError, UnsupportedTokenizerError, FusionError
+    ModelError, UnsupportedTokenizerError, FusionError, ConfigError
     """
+    from logitfuse.assembly import assemble, n_branches
     from logitfuse.member import Member, cores
-    from logitfuse.strategies.fuse import Fuse
 
-    running = sum(member.weight > 0 for member in config.member)
+    running = sum(member.weight != 0 for member in config.member)
     share = max(1, cores() // max(1, running))
     members: list[Member] = []
     try:
@@ -139,17 +182,11 @@ def build(config: FuseConfig) -> Fuse:
                 Member(
                     locate(entry),
                     n_threads=entry.n_threads or share,
+                    n_branches=n_branches(config),
                     **entry.model_dump(exclude={"model", "hf", "weight", "n_threads"}),
                 )
             )
-        return Fuse(
-            members,
-            weights=[entry.weight for entry in config.member],
-            pool=config.pool,
-            gate=config.gate,
-            floor=config.floor,
-            name=config.name,
-        )
+        return assemble(config, members)
     except BaseException:
         for member in members:
             member.close()

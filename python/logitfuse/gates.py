@@ -92,6 +92,10 @@ class Features(Protocol):
     """What a solo rule looks at: how sure one member is of its next symbol."""
 
     @property
+    def row(self) -> Row:
+        """Its logits."""
+
+    @property
     def logprob(self) -> float:
         """Of its best symbol, nats."""
 
@@ -107,7 +111,8 @@ class Features(Protocol):
 class RowFeatures:
     """The features of the one row that a linear pool has just read."""
 
-    def __init__(self, pool: _core.Pool, n_symbols: int) -> None:
+    def __init__(self, pool: _core.Pool, n_symbols: int, row: Row) -> None:
+        self.row = row
         self._pool = pool
         self._n_symbols = n_symbols
 

@@ -203,7 +203,7 @@ class Fuse(TokenEngine):
             return None
         votes = [weight if i == primary else 0.0 for i, weight in enumerate(weights)]
         self._read(self._row_pool, {primary: voter}, votes)
-        if not solo(RowFeatures(self._row_pool, len(self.alignment))):
+        if not solo(RowFeatures(self._row_pool, len(self.alignment), voter.row)):
             return None
         if self._row_pool is not self._pool:
             self._read(self._pool, {primary: voter}, votes)
