@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
     )
 
 
-def _choose(config: FuseConfig, one_vocabulary: bool, learned: object) -> str:
+def _choose(config: FuseConfig, one_vocabulary: bool, learned: object) -> Literal["fuse", "bytes"]:
     """Bytes where they are worth it and nothing asks for tokens."""
     asked = set(config.model_fields_set)
     if isinstance(learned, Gate) or config.alignment == "prefix-mass" or asked & set(_OF_BYTES):

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
-from logitfuse.beam import PRUNE, WIDTH, Beam
+from logitfuse.beam import Beam
+from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import PromptError
 from logitfuse.member import Member
 

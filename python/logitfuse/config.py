@@ -32,7 +32,6 @@ from logitfuse.gates import GateName, SoloName
 from logitfuse.pooling import EXPONENT, FLOOR, PLAUSIBILITY, PoolName
 from logitfuse.presets import with_preset
 from logitfuse.sampling import SamplingParams
-from logitfuse.schedules import ScheduleName
 
 if TYPE_CHECKING:
     from logitfuse.strategies.engine import Engine
@@ -72,7 +71,7 @@ class FuseConfig(BaseModel):
     ======================  =====================================================================
     ``preset``              a published method; its parts stand where nothing else is said
     ``strategy``            ``fuse`` (tokens), ``bytes`` (exact), ``mix`` (one member per step);
-                            ``auto``: ``bytes`` if tokenizers differ and all else allows, or ``fuse``
+                            ``auto``: ``bytes`` if tokenizers differ and nothing asks for tokens
     ``pool``                see `logitfuse.fuse`, with ``floor, exponent, plausibility``
     ``alignment``           ``exact``, ``topk-union`` (of ``union_top`` tokens), ``embedding``, or
                             ``prefix-mass`` (`logitfuse.strategies.bytes`, canonical)
@@ -106,7 +105,7 @@ class FuseConfig(BaseModel):
     threshold: float | None = Field(None, allow_inf_nan=False)
     primary: str | None = None
     guard: bool = False
-    schedule: ScheduleName = "eager"
+    schedule: Literal["eager", "lazy", "draft"] = "eager"
     draft_length: int | None = None
     drafter: str | None = None
     per: Literal["byte", "unit"] = "byte"
@@ -143,7 +142,10 @@ def load_config(path: str | PathLike[str]) -> FuseConfig:
         m if m.model is None else m.model_copy(update={"model": file.parent / m.model})
         for m in config.member
     ]
-    return config.model_copy(update={"member": members})
+    found: dict[str, Any] = {"member": members}
+    if config.learned is not None:
+        found["learned"] = file.parent / config.learned
+    return config.model_copy(update=found)
 
 
 def parse_config(data: dict[str, Any], *, path: Path | None = None) -> FuseConfig:

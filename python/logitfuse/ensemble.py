@@ -12,11 +12,9 @@ from pydantic import ValidationError
 from logitfuse.completions import ChatFormat, CompletionFormat, Response, text_of
 from logitfuse.config import FuseConfig, build, explain, load_config, parse_config
 from logitfuse.errors import ConfigError, LogitfuseError, PromptError
-from logitfuse.pooling import FLOOR
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import ChunkStream, Message, Request
-from logitfuse.strategies.engine import RunStats
-from logitfuse.strategies.fuse import Fuse
+from logitfuse.strategies.engine import Engine, RunStats
 
 AnyPath = str | PathLike[str]
 
@@ -32,13 +30,7 @@ class Ensemble:
     model_paths : path or sequence of paths
         GGUF files.
     weights : sequence of float, optional
-        Non-negative, equal by default.
-    pool : {"linear", "log-linear"}
-        See `logitfuse.fuse`.
-    gate : {"boundary", "always"}
-        Who votes in a step; see `logitfuse.gates`.
-    floor : float
-        What a member without a twin contributes to the log-linear pool, nats.
+        Equal by default; see `logitfuse.fuse`.
     n_ctx, n_threads, n_gpu_layers, main_gpu : int or sequence of int, optional
         One for all members or one per member; see `Member`.  By default the members share the
         cores, stay on the CPU, and have a context of 4096 tokens or less.
@@ -46,6 +38,9 @@ class Ensemble:
     flash_attn, use_mmap : bool
     seed : int, optional
         Of all answers that are not given their own; random by default.
+    **parts
+        Any other key of an ensemble file (`logitfuse.config.FuseConfig`): preset, strategy,
+        pool, alignment, weighting, learned, gate, solo, schedule, ...
 
     Raises
     ------
@@ -63,9 +58,6 @@ class Ensemble:
         model_paths: AnyPath | Sequence[AnyPath],
         *,
         weights: Sequence[float] | None = None,
-        pool: str = "linear",
-        gate: str = "boundary",
-        floor: float = FLOOR,
         n_ctx: int | Sequence[int] | None = None,
         n_batch: int = 512,
         n_threads: int | Sequence[int] | None = None,
@@ -74,10 +66,11 @@ class Ensemble:
         flash_attn: bool = True,
         use_mmap: bool = True,
         seed: int | None = None,
+        **parts: Any,
     ) -> None:
         paths = [model_paths] if isinstance(model_paths, str | PathLike) else list(model_paths)
         per_member: dict[str, list[Any]] = {
-            "weight": [1.0] * len(paths) if weights is None else list(weights),
+            "weight": [None] * len(paths) if weights is None else list(weights),
             "n_ctx": _spread("n_ctx", n_ctx, len(paths)),
             "n_threads": _spread("n_threads", n_threads, len(paths)),
             "n_gpu_layers": _spread("n_gpu_layers", n_gpu_layers, len(paths)),
@@ -90,11 +83,10 @@ class Ensemble:
             )
         entries = [
             {"model": path, "n_batch": n_batch, "flash_attn": flash_attn, "use_mmap": use_mmap}
-            | {key: values[i] for key, values in per_member.items()}
+            | {key: values[i] for key, values in per_member.items() if values[i] is not None}
             for i, path in enumerate(paths)
         ]
-        config = parse_config({"pool": pool, "gate": gate, "floor": floor, "member": entries})
-        self._start(config, seed)
+        self._start(parse_config({**parts, "member": entries}), seed)
 
     def _start(self, config: FuseConfig, seed: int | None) -> None:
         self.config = config
@@ -150,7 +142,7 @@ class Ensemble:
         return f"Ensemble({self._fuse.name!r}, {self._fuse.alignment!r})"
 
     @property
-    def generator(self) -> Fuse:
+    def generator(self) -> Engine:
         """The strategy behind this facade.
 
         Raises

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from logitfuse.errors import ConfigError
@@ -173,13 +174,28 @@ PRESETS: dict[str, Preset] = {
         one_vocabulary=True,
     ),
     "co-llm": Preset(
-        "Co-LLM, Shen et al. 2024, arXiv 2403.03870; CITER, arXiv 2502.01976; CDS, arXiv 2402.17982",
+        "Co-LLM, arXiv 2403.03870; CITER, arXiv 2502.01976; CDS, arXiv 2402.17982",
         _SWITCHED,
         {"strategy": "fuse", "solo": "critical", "schedule": "lazy"},
         "needs learned=FILE from 'logitfuse fit --kind critical': a classifier over how sure the "
-        "primary is, where the papers fine-tune a model; critical tokens are fused, not handed over",
+        "primary is, where the papers fine-tune one; critical tokens are fused, not handed over",
     ),
 }
+
+
+def find_preset(name: str) -> Preset:
+    """A preset by its name.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(PRESETS)}"
+        raise ConfigError(f"unknown preset '{name}'; {hint}", key="preset")
+    return PRESETS[name]
 
 
 def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,10 +207,7 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
         Unknown preset, or not as many members as it has roles.
     """
     name = data["preset"]
-    if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ConfigError(f"unknown preset '{name}'; known: {known}", key="preset")
-    preset = PRESETS[name]
+    preset = find_preset(name)
     filled = dict(preset.parts) | dict(data)
     members = filled.get("member")
     if not preset.weights or not isinstance(members, list):
@@ -208,7 +221,6 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
             key="preset",
         )
     filled["member"] = [
-        {**member, "weight": weight}
-        for member, weight in zip(members, preset.weights, strict=True)
+        {**member, "weight": weight} for member, weight in zip(members, preset.weights, strict=True)
     ]
     return filled

@@ -16,6 +16,7 @@ from logitfuse.cli.check import check
 from logitfuse.cli.demo import demo
 from logitfuse.cli.fit import fit
 from logitfuse.cli.info import info
+from logitfuse.cli.presets import presets
 from logitfuse.cli.run import run
 from logitfuse.errors import LogitfuseError
 
@@ -25,7 +26,7 @@ app = App(
     help="Several local GGUF language models answer as one.",
     help_format="plaintext",
 )
-for command in (run, chat, check, fit, info, bench, demo):
+for command in (run, chat, presets, check, fit, info, bench, demo):
     app.command(command)
 
 

@@ -11,7 +11,7 @@ from logitfuse.errors import MemberError
 from logitfuse.strategies.base import Request, Step
 
 if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
+    from logitfuse.strategies.engine import Engine
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Answer:
 
 
 def stream_answer(
-    fuse: Fuse, request: Request, *, quiet: bool = False, show_members: bool = False
+    fuse: Engine, request: Request, *, quiet: bool = False, show_members: bool = False
 ) -> Answer:
     """Print an answer while it comes (unless `quiet`); what was generated is never lost."""
     from logitfuse.cache import MemberStats

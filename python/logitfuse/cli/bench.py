@@ -23,7 +23,7 @@ from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
+    from logitfuse.strategies.engine import Engine
 
 
 _POSITIVE = Number(gte=1)
@@ -105,7 +105,7 @@ def machine() -> dict[str, Any]:
     return {"cpu": _cpu(), "system": platform.platform(), **installation()}
 
 
-def _measure(fuse: Fuse, n_prompt: int, n_gen: int, repetitions: int) -> list[Series]:
+def _measure(fuse: Engine, n_prompt: int, n_gen: int, repetitions: int) -> list[Series]:
     from logitfuse.strategies.fuse import Fuse
 
     text = _prompt(fuse, n_prompt)
@@ -136,7 +136,7 @@ def _measure(fuse: Fuse, n_prompt: int, n_gen: int, repetitions: int) -> list[Se
     return series
 
 
-def _record(generator: Fuse, series: Series) -> None:
+def _record(generator: Engine, series: Series) -> None:
     stats = generator.stats
     series.prompt_tokens = stats.prompt_tokens
     answering = stats.total_s - stats.prefill_s
@@ -151,7 +151,7 @@ def _record(generator: Fuse, series: Series) -> None:
     )
 
 
-def _prompt(fuse: Fuse, n_tokens: int) -> str:
+def _prompt(fuse: Engine, n_tokens: int) -> str:
     """Sample text of about `n_tokens` tokens of the first member."""
     member = fuse.members[0]
     text = SAMPLE

@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 
 from logitfuse.cli import output
 from logitfuse.cli.options import Flag, ModelOptions
-from logitfuse.config import FuseConfig, locate
+from logitfuse.config import WIDTH, FuseConfig, locate
 from logitfuse.critical_gates import CriticalFigures, train_critical
 from logitfuse.errors import ConfigError
 from logitfuse.fitting import MIN_BYTES, FitReport, Interval, fit_outcomes, fit_text
@@ -29,7 +29,7 @@ from logitfuse.gatefile import (
 from logitfuse.learned_gates import GateFigures, train_gate
 
 if TYPE_CHECKING:
-    from logitfuse.bytescores import ByteScores  # type: ignore[import-untyped, unused-ignore]
+    from logitfuse.bytescores import ByteScores
 
 Kind = Literal["weights", "gate", "critical"]
 
@@ -108,7 +108,6 @@ def fit(
 
 def score(config: FuseConfig, text: bytes) -> list[ByteScores]:
     """The byte matrix of every member; one model at a time is in memory."""
-    from logitfuse.beam import WIDTH  # type: ignore[import-untyped, unused-ignore]
     from logitfuse.bytescores import score_bytes
     from logitfuse.member import Member, cores
 

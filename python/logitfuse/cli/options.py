@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,19 @@ from logitfuse.sampling import SamplingParams
 
 #: An option that is off unless it is given.
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
+#: Options that are keys of an ensemble file.
+_PARTS = (
+    "preset",
+    "strategy",
+    "pool",
+    "alignment",
+    "weighting",
+    "learned",
+    "gate",
+    "solo",
+    "schedule",
+)
 
 _models = Group("Models", sort_key=1)
 _sampling = Group("Sampling", sort_key=2)
@@ -40,11 +54,37 @@ class ModelOptions:
     weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     "Weights in member order, e.g. 0.6,0.4; equal by default."
 
+    preset: str | None = None
+    "A published method, e.g. gac, unite, safe, bytes (logitfuse presets lists them)."
+
+    strategy: str | None = None
+    "fuse (tokens), bytes (exact), mix (one member per step); default: bytes if tokenizers differ."
+
     pool: str | None = None
-    "linear (default) or log-linear."
+    "linear (default), log-linear, power, min, product, contrast or consistency."
+
+    alignment: str | None = None
+    "exact (default), topk-union, prefix-mass or embedding."
+
+    weighting: str | None = None
+    "Where weights come from: given, prompt, prompt-greedy or online."
+
+    learned: Path | None = None
+    "A file of logitfuse fit: weights, a gate or a critical-token rule."
 
     gate: str | None = None
-    "boundary (default) or always."
+    "Who votes: boundary (default) or always."
+
+    solo: str | None = None
+    "When the primary speaks alone: primary, entropy, margin, critical or certain."
+
+    schedule: str | None = None
+    "Who decodes when: eager (default), lazy or draft."
+
+    set: Annotated[list[str], Parameter(name=["--set"], negative="", show_default=False)] = field(
+        default_factory=list
+    )
+    "Any other key of an ensemble file, KEY=VALUE, e.g. --set threshold=0.5; repeat it."
 
     ctx_size: Annotated[str | None, Parameter(name=["--ctx-size", "-c"])] = None
     "Context length, tokens; 0: what the model was trained for; default: that, 4096 at most."
@@ -80,7 +120,7 @@ class ModelOptions:
         if self.ensemble is not None:
             if self.model or self.hf_repo:
                 raise ConfigError("give either -e/--ensemble or -m/-hf, not both")
-            data = load_config(self.ensemble).model_dump()
+            data = load_config(self.ensemble).model_dump(exclude_unset=True)
         else:
             sources = [{"model": m} for m in self.model] + [{"hf": h} for h in self.hf_repo]
             if not sources:
@@ -88,9 +128,10 @@ class ModelOptions:
                     "no models; give -m model.gguf (repeat it), -hf user/repo or -e ensemble.toml"
                 )
             data = {"member": sources}
-        for key, value in (("pool", self.pool), ("gate", self.gate)):
-            if value is not None:
-                data[key] = value
+        for key in _PARTS:
+            if getattr(self, key) is not None:
+                data[key] = getattr(self, key)
+        data |= dict(_setting(text) for text in self.set)
         self._set_members(data["member"])
         return parse_config(data)
 
@@ -118,6 +159,17 @@ class ModelOptions:
                 member["n_batch"] = self.batch_size
             if self.repack is not None:
                 member["repack"] = self.repack
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A key and its value, which is read as TOML where it can be."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set takes KEY=VALUE, not '{text}'")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
 
 
 def _numbers(flag: str, text: str, kind: type[float | int]) -> list[Any]:

@@ -11,11 +11,11 @@ from logitfuse.cli.output import percent, table
 from logitfuse.strategies.base import Step
 
 if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
+    from logitfuse.strategies.engine import Engine
 
 
 def run_report(
-    fuse: Fuse, *, text: str, finish_reason: str | None, load_s: float
+    fuse: Engine, *, text: str, finish_reason: str | None, load_s: float
 ) -> dict[str, Any]:
     """What one answer took.
 

@@ -17,7 +17,7 @@ from logitfuse.errors import ConfigError
 from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:
-    from logitfuse.strategies.fuse import Fuse
+    from logitfuse.strategies.engine import Engine
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
 
 
 def answer_once(
-    fuse: Fuse, request: Request, load_s: float, *, json: bool, show_members: bool
+    fuse: Engine, request: Request, load_s: float, *, json: bool, show_members: bool
 ) -> None:
     """Stream an answer and what it took; re-raises what cut it short."""
     answer = stream_answer(fuse, request, quiet=json, show_members=show_members)
@@ -104,7 +104,7 @@ def answer_once(
         raise answer.error
 
 
-def load(config: FuseConfig) -> tuple[Fuse, float]:
+def load(config: FuseConfig) -> tuple[Engine, float]:
     """Load the models; says how they are run and what to know about them."""
     started = time.perf_counter()
     with output.working("loading the models"):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from logitfuse import _core
-from logitfuse.beam import PRUNE, WIDTH, Beam, Reader, TwoRows
+from logitfuse.beam import Beam, Reader, TwoRows
+from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName, PoolOptions

@@ -199,7 +199,7 @@ class Fuse(TokenEngine):
     def _ask_primary(self, solo: Solo, primary: int, weights: Sequence[float]) -> _Asked | None:
         """Only the primary, if the rule lets it speak alone."""
         (voter,) = self._schedule.look([primary])
-        if weights[primary] <= 0 or not self._able(voter):
+        if weights[primary] <= 0 or voter.row is None or not self._able(voter):
             return None
         votes = [weight if i == primary else 0.0 for i, weight in enumerate(weights)]
         self._read(self._row_pool, {primary: voter}, votes)
