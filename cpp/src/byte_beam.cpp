@@ -50,10 +50,13 @@ std::int32_t ByteBeam::begin() {
 }
 
 void ByteBeam::two_rows(const float* before, std::int32_t token, const float* after) {
+  const Vocab& vocab = trie_->vocab();
+  if (vocab.kind(token) != TokenKind::text && vocab.kind(token) != TokenKind::byte) {
+    throw FusionError("token " + std::to_string(token) + " spells no bytes");
+  }
   row(begin(), before);
   Hypothesis& longer = live_.front();
-  const std::string_view bytes = trie_->vocab().bytes(token);
-  for (const char byte : bytes) {
+  for (const char byte : vocab.bytes(token)) {
     longer.at = trie_->child(longer.at, static_cast<std::uint8_t>(byte));
   }
   const double ends = exact_mass(longer, longer.at);

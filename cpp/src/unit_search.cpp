@@ -42,6 +42,7 @@ void UnitSearch::read(std::span<const double> weights, Text text) {
   places_.clear();
   masses_.assign(beams_.size(), 1.0);
   listed_.clear();
+  n_best_ = 0;
   heap_ = {};
   for (std::size_t m = 0; m < beams_.size(); ++m) {
     if (weights_[m] == 0.0) continue;
@@ -357,25 +358,39 @@ void UnitSearch::force(std::string_view bytes) {
 
 const Fused& UnitSearch::candidates(std::int32_t n, std::span<const std::int32_t> forced) {
   if (n < 1) throw FusionError("at least one unit must be asked for, not " + std::to_string(n));
-  while (!heap_.empty() && listed_.size() < static_cast<std::size_t>(n)) {
-    const std::int32_t at = heap_.top().node;
-    heap_.pop();
-    settle(at);
-    if (nodes_[static_cast<std::size_t>(at)].ends) {
-      list(at);
-    } else if (!nodes_[static_cast<std::size_t>(at)].expanded) {
-      expand(at);
-    }
-  }
+  while (!heap_.empty() && n_best_ < n) take_best();
   for (const std::int32_t symbol : forced) {
     if (symbol != alignment_->end()) force(unit(symbol));
   }
-  while (!heap_.empty() && nodes_[static_cast<std::size_t>(heap_.top().node)].expanded) heap_.pop();
+  // What was forced or drawn stands in the heap too; nothing that is listed is outside.
+  while (!heap_.empty() && is_known(heap_.top().node)) take_best();
   const auto before = [this](std::int32_t a, std::int32_t b) {
     return nodes_[static_cast<std::size_t>(a)].probability >
            nodes_[static_cast<std::size_t>(b)].probability;
   };
   std::stable_sort(listed_.begin(), listed_.end(), before);
+  return report();
+}
+
+bool UnitSearch::is_known(std::int32_t at) const {
+  const Node& node = nodes_[static_cast<std::size_t>(at)];
+  return node.expanded || node.listed;
+}
+
+// The most probable string that is left: a unit, which is listed, or one that units begin with.
+void UnitSearch::take_best() {
+  const std::int32_t at = heap_.top().node;
+  heap_.pop();
+  settle(at);
+  if (nodes_[static_cast<std::size_t>(at)].ends) {
+    list(at);
+    ++n_best_;
+  } else if (!nodes_[static_cast<std::size_t>(at)].expanded) {
+    expand(at);
+  }
+}
+
+const Fused& UnitSearch::report() {
   const std::size_t size = listed_.size();
   const std::size_t members = beams_.size();
   fused_.symbols.resize(size);

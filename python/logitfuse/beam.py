@@ -279,7 +279,7 @@ class Beam:
                     return at
                 at += self.core.push(text[at : at + 1])
             self._decode_wanted()
-        return at - 1 if self.core.dead else at
+        return max(0, at - 1) if self.core.dead else at
 
     def _decode_wanted(self) -> None:
         """Give the paths that end here their rows, and free those that were given up."""

@@ -81,7 +81,8 @@ class ByteBeam {
 
   /// What one member that follows canonical tokens knows without another forward pass: its row
   /// from before its last token (which may yet turn out to be longer), and the one behind it.
-  /// Paths that end earlier or elsewhere are left out.
+  /// Paths that end earlier or elsewhere are left out.  Throws FusionError: as `row`; a token that
+  /// spells no bytes.
   void two_rows(const float* before, std::int32_t token, const float* after);
 
   /// The text goes on with these bytes, one at a time; stops where rows are wanted: behind the byte

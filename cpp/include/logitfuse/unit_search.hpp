@@ -109,7 +109,10 @@ class UnitSearch {
   void settle(std::int32_t at);
   void expand(std::int32_t at);
   bool needs_row(const Node& node) const;
+  bool is_known(std::int32_t at) const;
+  void take_best();
   void list(std::int32_t at);
+  const Fused& report();
   void force(std::string_view bytes);
   std::string spell(std::int32_t at) const;
   std::int32_t symbol(std::int32_t at);
@@ -127,6 +130,7 @@ class UnitSearch {
   std::vector<float> logs_, pooled_;              // scratch: [members, kOutcomes], [kOutcomes]
   std::priority_queue<Entry> heap_;
   std::vector<std::int32_t> listed_;
+  std::int32_t n_best_ = 0;  // of the listed ones; the others were forced or drawn
   std::map<std::string, std::int32_t, std::less<>> named_;  // units that are no symbols
   std::vector<std::string> names_;
   std::map<std::int32_t, std::vector<std::int32_t>> spelled_;  // of the listed waiting units
