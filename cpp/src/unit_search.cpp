@@ -58,8 +58,12 @@ void UnitSearch::read(std::span<const double> weights, Text text) {
           {static_cast<std::int32_t>(m), static_cast<std::int32_t>(h), hypotheses[h].at});
     }
   }
-  nodes_.push_back(
-      {kNone, 0, static_cast<std::int32_t>(places_.size()), 0, 0, 1.0, 0, false, false, false});
+  Node root{};
+  root.parent = kNone;
+  root.n_places = static_cast<std::int32_t>(places_.size());
+  root.probability = 1.0;
+  root.settled = true;
+  nodes_.push_back(root);
   heap_.push({1.0, 0});
 }
 
