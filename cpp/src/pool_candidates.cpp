@@ -115,6 +115,13 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
     gather(m);
     add_projected(m);
   }
+  if (pivot_ != kNone && top != kAll) {
+    // The best tokens may all be such as the pivot lacks.
+    const auto& said = fused_.member_logprobs;
+    if (std::none_of(said.begin(), said.end(), [](float lp) { return lp > -kInf; })) {
+      return candidates(top < kAll / 8 ? top * 8 : kAll, forced);
+    }
+  }
   combine();
   sort();
   return sorted_;

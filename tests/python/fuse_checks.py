@@ -79,6 +79,8 @@ def best_symbol(step: Step, member: int) -> int:
 def check_clear(base: NDArray[np.float64], plausibility: float) -> None:
     """Skips a step where a symbol is at the edge of the plausible."""
     descending = -np.sort(-base)
+    if descending[0] == -INF:
+        assume(False)
     least = descending[0] + np.log(plausibility)
     if np.any(np.abs(descending[1:] - least) <= 4 * TOLERANCE * (1 + np.abs(least))):
         assume(False)

@@ -146,7 +146,7 @@ class Recording(Fuse):
 
     def pooled(self, i: int) -> dict[reference.Symbol, float]:
         """What the oracle makes of step `i`."""
-        return reference.pool(self.rows[i], self._vocabs, self.votes[i], self.pool)
+        return reference.pool(self.rows[i], self._vocabs, self.votes[i], self.pool.kind)
 
     def alone(self, i: int, member: int) -> dict[reference.Symbol, float]:
         """What the oracle says of one member in step `i`."""

@@ -72,13 +72,11 @@ def projected(step: Step, projections: Projections, top: int) -> list[dict[Any, 
     ]
 
 
-def check_projection(
-    step: Step, pool: PoolName, projections: Projections, pivot: int, top: int
-) -> None:
-    assume(pivot >= 0 or projections)
-    size = len(step.alignment)
-    has = [pivot < 0 or step.alignment.twin(pivot, s) is not None for s in range(size)]
-    listed = np.zeros(size, bool)
+def candidates_of(
+    step: Step, pool: PoolName, projections: Projections, top: int
+) -> NDArray[np.bool_]:
+    """Mask of the best tokens, what they lend to, the best of a contrast's base, and the end."""
+    listed = np.zeros(len(step.alignment), bool)
     for m in step.present:
         for token in best_tokens(step, m, top):
             listed[step.alignment.symbol(m, token)] = True
@@ -87,11 +85,27 @@ def check_projection(
         listed[best_symbol(step, base_of(step))] = True
     if step.alignment.end is not None:
         listed[step.alignment.end] = True
-    listed &= has
-    assume(listed.any())
-    members = projected(step, projections, top)
+    return listed
+
+
+def check_projection(
+    step: Step, pool: PoolName, projections: Projections, pivot: int, top: int
+) -> None:
+    assume(pivot >= 0 or projections)
+    size = len(step.alignment)
+    has = [pivot < 0 or step.alignment.twin(pivot, s) is not None for s in range(size)]
     allowed = {symbol_of(step.alignment, s) for s in range(size) if has[s]}
-    members = [{s: lp for s, lp in member.items() if s in allowed} for member in members]
+    depth, found = top, False
+    while not found:  # a pivot may lack all that is best
+        listed = candidates_of(step, pool, projections, depth) & has
+        members = [
+            {s: lp for s, lp in member.items() if s in allowed}
+            for member in projected(step, projections, depth)
+        ]
+        said = [step.by_symbol(members[m])[listed] for m in step.present]
+        found = bool(np.any(np.array(said) > -INF))
+        assume(found or depth < 10**3)
+        depth *= 8
     candidates = {symbol_of(step.alignment, int(s)) for s in np.flatnonzero(listed)}
     if pool == "contrast":  # the base's best may be out of reach
         members = [{s: lp for s, lp in member.items() if s in candidates} for member in members]
@@ -101,12 +115,12 @@ def check_projection(
         want = step.by_symbol(
             reference.pool_members(members, step.weights, pool, candidates=candidates)
         )
+        assume(np.isfinite(want[listed]).any())
         if pool == "linear":
             want -= np.logaddexp.reduce(want[listed])
     except ValueError:
         assume(False)
         raise
-    assume(np.isfinite(want[listed]).any())
     native = native_pool(step, pool, projections, pivot)
     assert native.decide() == (_core.Decision.open, -1)
     got = native.candidates(top)

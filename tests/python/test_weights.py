@@ -195,7 +195,7 @@ class TestPrompt:
 class TestOnline:
     @given(tables(), st.floats(0, 1.5), st.floats(0, 0.5), priors)
     def test_oracle(self, table: Floats, rate: float, share: float, prior: list[float]) -> None:
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", invalid="ignore"):
             mixture, weights = oracle_online(table, rate, share, prior)
         found, final = online_mixture(table, rate=rate, share=share, prior=prior)
         np.testing.assert_allclose(found, mixture, atol=1e-9)

@@ -62,8 +62,9 @@ class Pool {
   void project(std::size_t member, std::vector<std::int64_t> offsets,
                std::vector<std::int32_t> symbols, std::span<const float> weights);
 
-  /// From now on only symbols with a twin in this member are candidates (kNone: all again).  Where
-  /// there are projections or a pivot, every pool is normalised over the candidates.
+  /// From now on only symbols with a twin in this member are candidates (kNone: all again); as many
+  /// more best tokens are looked at as it takes to find some.  Where there are projections or a
+  /// pivot, every pool is normalised over the candidates.
   /// Throws FusionError: no such member; a pool with `union_top`.
   void restrict_to(std::int32_t pivot);
 
