@@ -40,8 +40,8 @@ void UnitSearch::read(std::span<const double> weights, Text text) {
           {static_cast<std::int32_t>(m), static_cast<std::int32_t>(h), hypotheses[h].at});
     }
   }
-  nodes_.push_back(
-      {kNone, 0, static_cast<std::int32_t>(places_.size()), 0, 0, 1.0, 0, false, false, false});
+  nodes_.push_back({kNone, 0, static_cast<std::int32_t>(places_.size()), 0, 0, 1.0, 0, true, false,
+                    false, false});
   heap_.push({1.0, 0});
 }
 
