@@ -47,6 +47,19 @@ class RandomMember:
         return driven
 
 
+class Fixed(RandomMember):
+    """A member with one distribution for every place."""
+
+    def __init__(self, vocab: Vocab, p: Sequence[float]) -> None:
+        super().__init__(vocab, 0)
+        with np.errstate(divide="ignore"):
+            object.__setattr__(self, "_row", np.log(np.array(p, np.float32)))
+
+    def row(self, path: tuple[int, ...]) -> NDArray[np.float32]:  # noqa: ARG002
+        row: NDArray[np.float32] = self._row  # type: ignore[attr-defined]
+        return row
+
+
 @dataclass
 class Driven:
     """A native beam that gets its rows."""

@@ -470,7 +470,9 @@ def pooled_units(
                 if (byte == 256 and unit) or not allowed(text + unit, outcome):
                     row[byte] = 0
             table.append(row / row.sum() if row.sum() > 0 else row)
-        shares = [w * (m if per == "unit" else 1) for (_, w), m in zip(present, masses, strict=True)]
+        shares = [
+            w * (m if per == "unit" else 1) for (_, w), m in zip(present, masses, strict=True)
+        ]
         pooled = np.asarray(shares) @ np.asarray(table)
         for byte in np.flatnonzero(pooled):
             q = p * pooled[byte] / pooled.sum()

@@ -167,7 +167,7 @@ class Bytes(Engine):
         fused, index = self._read(reply, sampler, request)
         while self._search.unit(fused.symbol(index)) == b"" and not self._ends(fused, index):
             # Only waiting paths spell what follows: ask them.
-            self._excluded = self._search.spelled(fused.symbol(index))
+            self._excluded = self._excluded + self._search.spelled(fused.symbol(index))
             self._together(self._wake)
             fused, index = self._read(reply, sampler, request)
         step = self._make_step(fused, index, request, reply)
