@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import beams
 import models
 import numpy as np
 import pytest
@@ -116,3 +118,18 @@ def test_cache(tmp_path: Path) -> None:
                 assert (own.n_tokens, own.n_decoded) == (direct.n_tokens, direct.n_decoded)
     ByteCache(folder).scores(model, {"short": b"A short text."}, Settings(prune=0.01))
     assert len(list(folder.iterdir())) == 3
+
+
+def test_beams(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", models.smollm2(), max_vocab=2000)
+    cut, cache = {"short": b"A short text of words."}, ByteCache(tmp_path / "cache")
+    narrow = [Settings(prune=prune) for prune in (0.5, 0.01)]
+    points = beams.curve("tiny", cache, model, cut, narrow, Settings(prune=0.001, width=16))
+    assert [point.settings.prune for point in points] == [0.5, 0.01, 0.001]
+    assert points[0].passes < points[1].passes <= points[2].passes
+    assert points[2].excess == 0.0
+    assert points[0].excess == pytest.approx(points[0].bits - points[2].bits)
+    assert "| tiny | 0.5 |" in beams.markdown(points)
+    default = dataclasses.replace(points[0], settings=Settings(), passes=1.5, excess=0.0005)
+    assert beams.markdown([default]).endswith(": met.")
+    assert beams.verdict(dataclasses.replace(default, passes=1.7)).endswith(": missed.")

@@ -16,6 +16,7 @@ from logitfuse.member import Member
 from rich.console import Console
 from rich.progress import Progress
 
+DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: Tokens of context: texts of 4 kB fit one window, and SmolLM2 goes no further than it was trained.
 N_CTX = 4096
 

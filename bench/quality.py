@@ -25,14 +25,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
 import models
 import rules
-from bytecache import ByteCache
+from bytecache import DEFAULT_CACHE, ByteCache
 from logitfuse.fitting import Floats, Interval, block_length, gain
 from rich.console import Console
 from rich.progress import Progress
 from rules import Material, Rule
 from texts import texts
 
-DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: What online weights are tried with besides their defaults.
 RATES, SHARES = (0.03, 0.1, 0.3, 1.0), (0.0, 0.0005, 0.002, 0.01, 0.05)
 #: What savings are against.
