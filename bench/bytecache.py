@@ -19,6 +19,8 @@ from rich.progress import Progress
 DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: Tokens of context: texts of 4 kB fit one window, and SmolLM2 goes no further than it was trained.
 N_CTX = 4096
+#: Of `score_bytes`; another one when its figures change.
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,13 @@ class ByteCache:
         return {name: _read(file, texts[name]) for name, file in files.items()}
 
     def _file(self, model: Path, text: bytes, settings: Settings) -> Path:
-        parts = (digest(model), hashlib.sha256(text).hexdigest(), repr(settings), str(N_CTX))
+        parts = (
+            digest(model),
+            hashlib.sha256(text).hexdigest(),
+            repr(settings),
+            str(N_CTX),
+            str(_VERSION),
+        )
         return self._folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
 
     def _write(self, file: Path, scores: ByteScores) -> None:
