@@ -151,13 +151,15 @@ class _Window:
 
     def _reconsider(self, at: int, row: NDArray[np.float32]) -> None:
         """A byte that the beam thinks next to impossible: perhaps it has pruned too much."""
-        start, between = self._place(at, _BACK)
-        row[:] = self.beam.reconsider(self.head + self.tokens, start, between)
-        if not self.beam.push(self.text[at : at + 1]):
-            raise PromptError(
-                f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
-                f"position {at}: its vocabulary lacks it"
-            )
+        for back in range(_BACK, -1, -1):  # from its own beginning, the canonical token is followed
+            start, between = self._place(at, back)
+            row[:] = self.beam.reconsider(self.head + self.tokens, start, between)
+            if self.beam.push(self.text[at : at + 1]):
+                return
+        raise PromptError(
+            f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
+            f"position {at}: its vocabulary lacks it"
+        )
 
 
 def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:
