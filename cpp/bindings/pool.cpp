@@ -2,6 +2,7 @@
 
 #include <pybind11/native_enum.h>
 
+#include <limits>
 #include <memory>
 
 #include "bind.hpp"
@@ -137,6 +138,11 @@ void bind_pool(py::module_& m) {
             return values;
           },
           "k"_a)
+      .def("close",
+           [](Fused& f) {
+             f.outside = -std::numeric_limits<float>::infinity();
+             normalise(f.logprobs);
+           })
       .def(
           "forbid",
           [](Fused& f, std::size_t k) {

@@ -21,6 +21,9 @@ AlignmentName: TypeAlias = Literal["exact", "embedding"]
 
 #: Candidates per member that are listed, in turn, until no unlisted one could matter.
 _DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
+#: Of projected distributions these are all there is, as in EVA: what an unlisted token might add to
+#: a symbol through its embedding cannot be ruled out, only left out.
+_PROJECTED = 320
 
 
 class TokenEngine(Engine):
@@ -136,8 +139,10 @@ class TokenEngine(Engine):
     ) -> tuple[_core.Fused, int]:
         """Pool and draw, listing more candidates until no unlisted one could matter."""
         wanted = request.top_logprobs
-        for top in _DEPTHS:
+        for top in (_PROJECTED,) if self._projects else _DEPTHS:
             fused = self._pool.candidates(top, sampler.touched)
+            if self._projects:
+                fused.close()
             sampler.process(fused)
             listed = min(wanted, len(fused))
             if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
