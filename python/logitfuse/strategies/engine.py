@@ -206,9 +206,9 @@ class Engine(ABC):
         self.stats.decode_s = self.stats.sync_s = 0.0
         return tuple(dict.fromkeys(stops))
 
-    def _begin(self, i: int) -> object:
+    def _begin(self, i: int) -> None:
         """Bring a member to its prompt."""
-        return self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
+        self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
 
     def _render(self, member: Member, prompt: Any) -> _Prompt:
         """A member's own tokens for the prompt, and what else ends its replies."""
