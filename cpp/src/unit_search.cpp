@@ -342,30 +342,37 @@ std::int32_t UnitSearch::draw(double place) {
   return symbol(at);
 }
 
-// Walk down to a string; it is listed if it is a unit.
-void UnitSearch::force(std::string_view bytes) {
-  std::int32_t at = 0;
-  for (const char byte : bytes) {
-    if (nodes_[static_cast<std::size_t>(at)].ends) return;
-    if (!nodes_[static_cast<std::size_t>(at)].expanded) expand(at);
-    const Node& node = nodes_[static_cast<std::size_t>(at)];
-    std::int32_t found = kNone;
-    for (std::int32_t c = node.first_child; c < node.first_child + node.n_children; ++c) {
-      if (nodes_[static_cast<std::size_t>(c)].byte == static_cast<std::uint8_t>(byte)) found = c;
-    }
-    if (found == kNone) return;
-    at = found;
-    settle(at);
+// The child of a node behind an outcome, or kNone.
+std::int32_t UnitSearch::child(std::int32_t at, std::size_t outcome) {
+  if (nodes_[static_cast<std::size_t>(at)].ends) return kNone;
+  if (!nodes_[static_cast<std::size_t>(at)].expanded) expand(at);
+  const Node node = nodes_[static_cast<std::size_t>(at)];
+  for (std::int32_t c = node.first_child; c < node.first_child + node.n_children; ++c) {
+    if (nodes_[static_cast<std::size_t>(c)].byte != outcome) continue;
+    settle(c);
+    return c;
   }
-  if (at != 0 && nodes_[static_cast<std::size_t>(at)].ends) list(at);
+  return kNone;
+}
+
+// Lists a symbol if it is a unit.
+void UnitSearch::force(std::int32_t symbol) {
+  std::int32_t at = 0;
+  if (symbol == alignment_->end()) {
+    at = child(at, kByteEnd);
+  } else {
+    for (const char byte : unit(symbol)) {
+      at = child(at, static_cast<std::uint8_t>(byte));
+      if (at == kNone) break;
+    }
+  }
+  if (at != kNone && nodes_[static_cast<std::size_t>(at)].ends) list(at);
 }
 
 const Fused& UnitSearch::candidates(std::int32_t n, std::span<const std::int32_t> forced) {
   if (n < 1) throw FusionError("at least one unit must be asked for, not " + std::to_string(n));
   while (!heap_.empty() && n_best_ < n) take_best();
-  for (const std::int32_t symbol : forced) {
-    if (symbol != alignment_->end()) force(unit(symbol));
-  }
+  for (const std::int32_t symbol : forced) force(symbol);
   // What was forced or drawn stands in the heap too; nothing that is listed is outside.
   while (!heap_.empty() && is_known(heap_.top().node)) take_best();
   const auto before = [this](std::int32_t a, std::int32_t b) {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from logitfuse import _core
 from logitfuse.config import PRUNE, WIDTH
+from logitfuse.errors import ConfigError, ContextLengthError, DecodeError
 from logitfuse.llama import Row
 from logitfuse.member import Member
 
@@ -28,6 +29,8 @@ _STRANGE = -9.0
 #: How much is pruned when such a byte is reconsidered: at 1e-4 the canonical tokens of a word that
 #: is seldom split as they are (" ind", "iv", "isible") are still lost, and 11 nats with them.
 _CAREFUL = 1e-6
+#: What `llama_decode` returns where the context has no room left.
+_FULL = 1
 #: Trunk tokens decoded at a time: 32 rows of 262,144 logits are 32 MiB.
 _CHUNK = 32
 
@@ -116,6 +119,7 @@ class TwoRows:
             self.core.row(self.core.begin(), self.member.row)
         else:
             self.core.two_rows(before, self.member.tokens[-1], self.member.row)
+        self.core.take_dropped()
 
 
 class Beam:
@@ -134,11 +138,19 @@ class Beam:
     ------
     FusionError
         A parameter is out of range.
+    ConfigError
+        The member has too few branches.
     """
 
     def __init__(self, member: Member, *, prune: float = PRUNE, width: int = WIDTH) -> None:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=width)
+        if member.context.n_branches < 2 * width:
+            raise ConfigError(
+                f"a beam of {width} needs members with {2 * width} branches; '{member.name}' has "
+                f"{member.context.n_branches}",
+                key="width",
+            )
         self._prune = prune
         self._prompt: list[int] = []
         self._free: list[int] = []
@@ -154,22 +166,37 @@ class Beam:
     def open(self, prompt: Sequence[int], *, heal: bool) -> None:
         """Read a prompt."""
         self._prompt = list(prompt)
+        if not self._has_room(len(prompt)):
+            member = self.member
+            raise ContextLengthError(member=member.name, n_tokens=len(prompt), n_ctx=member.n_ctx)
         self._start(self._prompt, None if heal else len(prompt))
 
     def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         """Follow a unit; where no path can, read the text anew once its last character is whole."""
-        if self.n_tokens + self.member.context.n_branches >= self.member.n_ctx:
+        if unit and not self._has_room(self.n_tokens):
             return False
+        try:
+            return self._follow(unit, reply, pending, wake=wake)
+        except DecodeError as error:
+            if error.code != _FULL:  # long paths share few cells
+                raise
+            return False
+
+    def _follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         if self.push(unit) == len(unit):
             if wake:
                 self.core.wake()
                 self._decode_wanted()
         elif not pending:
             tokens = self._prompt + self.member.tokenize(reply)
-            if len(tokens) + self.member.context.n_branches >= self.member.n_ctx:
+            if not self._has_room(len(tokens)):
                 return False
             self._start(tokens, None)
         return True
+
+    def _has_room(self, n_tokens: int) -> bool:
+        """Whether every path can go on from so many tokens."""
+        return n_tokens + self.member.context.n_branches < self.member.n_ctx
 
     def reconsider(self, tokens: Sequence[int], start: int, text: bytes) -> NDArray[np.float32]:
         """Read the end of a text again, and prune next to nothing.
@@ -230,10 +257,12 @@ class Beam:
         """
         member, plan = self.member, list(tokens)
         member.require_room(plan)
-        if start is None or member.model.remembers_by_state:  # a state cannot be forked earlier
-            start = len(plan) if member.model.remembers_by_state else self._heal_from(plan)
-        for branch in range(1, 1 + member.context.n_branches):
-            member.context.drop(branch)
+        by_state = member.model.remembers_by_state
+        if start is None:
+            start = len(plan) if by_state else self._heal_from(plan)
+        rest = member.vocab.join(plan[start:])
+        if by_state:
+            del plan[start:]  # a state is forked where it is, so the trunk must not run ahead
         self._free = list(range(member.context.n_branches, 0, -1))
         self._paths.clear()
         self._rows.clear()
@@ -243,7 +272,7 @@ class Beam:
         self.core.take_dropped()
         self._paths[root] = _Path(0, start)
         self.core.row(root, member.row)
-        return member.vocab.join(plan[start:])
+        return rest
 
     def _heal_from(self, tokens: Sequence[int]) -> int:
         start = len(tokens)

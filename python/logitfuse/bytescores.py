@@ -87,6 +87,8 @@ def score_bytes(
     Raises
     ------
     PromptError, FusionError, DecodeError
+    ConfigError
+        The member has too few branches.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     before = (prefix.encode() if isinstance(prefix, str) else prefix) or b""
@@ -101,10 +103,11 @@ def score_bytes(
         raise PromptError(f"member '{member.name}' needs a longer context than {member.n_ctx}")
     done, first = 0, 0  # bytes of the text scored; first token of the window
     while done < len(raw):
+        while ends[min(first + room, len(tokens)) - 1] <= len(before) + done:
+            first += max(1, int(room * (1 - _KEPT)))
         window = _Window(beam, head, tokens[first : first + room], before + raw, ends[first:])
         window.origin = int(ends[first - 1]) if first else 0
         done = window.score(len(before) + done, logprobs, len(before), progress) - len(before)
-        first += max(1, int(room * (1 - _KEPT)))
     return ByteScores(raw, logprobs, len(tokens), member.stats.decoded_tokens - decoded)
 
 
@@ -128,9 +131,7 @@ class _Window:
     ) -> int:
         """Fill in the beliefs from byte `at` to the end of the window, which is returned."""
         stop = int(self.ends[len(self.tokens) - 1])
-        start, between = self._place(at, 0)
-        self.beam.begin(self.head + self.tokens, start=start)
-        self.beam.push(between)
+        self._begin(at)
         while at < stop:
             piece = self.text[at : min(stop, at + _PIECE)]
             rows = out[at - skipped :][: len(piece)]
@@ -142,6 +143,14 @@ class _Window:
             if progress is not None:
                 progress(at - skipped, len(out))
         return stop
+
+    def _begin(self, at: int) -> None:
+        """Go to a byte; where the tokens before it end is not to be known from what follows."""
+        for back in (_BACK, 0):
+            start, between = self._place(at, back)
+            self.beam.begin(self.head + self.tokens, start=start)
+            if self.beam.push(between) == len(between):
+                return
 
     def _place(self, at: int, back: int) -> tuple[int, bytes]:
         """How many tokens end at least `back` tokens before a byte, and the bytes in between."""

@@ -252,6 +252,7 @@ class Member:
         DecodeError
         """
         self.require_room(prompt)
+        self.context.drop_branches()
         self._prompt = list(prompt)
         self._canonical.clear()
         self.stalled = False

@@ -131,6 +131,18 @@ def steady(tiny_models: Models) -> Load:
     return loaded
 
 
+@pytest.fixture(scope="module")
+def load_branching(tiny_models: Models) -> Load:
+    """Like `load`, for members that can follow several tokenisations."""
+
+    @functools.cache
+    def loaded(name: str, copy: int = 0, n_ctx: int | None = None) -> Member:
+        named = f"{name}-{copy}" if copy else name
+        return Member(tiny_models[name], name=named, n_threads=1, n_branches=16, n_ctx=n_ctx)
+
+    return loaded
+
+
 @pytest.fixture
 def fused(load: Load) -> Callable[..., Fuse]:
     """Makes an ensemble of tiny members by name."""

@@ -176,8 +176,7 @@ class TestBestFirst:
         found = search.candidates(1, forced)
         for symbol in forced:
             unit = search.unit(symbol)
-            if isinstance(unit, bytes):  # the end is never forced
-                assert (unit in found) == (unit in everything)
+            assert (unit in found) == (unit in everything)
         for unit, p in found.items():
             assert p == pytest.approx(everything[unit], rel=1e-6)
         assert next(iter(found.values())) == max(everything.values())

@@ -59,8 +59,8 @@ class UnitSearch {
   /// Throws FusionError for bad weights.
   void read(std::span<const double> weights, Text text);
 
-  /// The `n` most probable units, the `forced` symbols that are units too, and the end if it is
-  /// among them.  More can be asked for later, without searching again.
+  /// The `n` most probable units, and the `forced` symbols that are units too.  More can be asked
+  /// for later, without searching again.
   const Fused& candidates(std::int32_t n, std::span<const std::int32_t> forced);
 
   /// The unit at this place, 0 <= place < 1, of all units laid out one behind the other, each as
@@ -113,7 +113,8 @@ class UnitSearch {
   void take_best();
   void list(std::int32_t at);
   const Fused& report();
-  void force(std::string_view bytes);
+  std::int32_t child(std::int32_t at, std::size_t outcome);
+  void force(std::int32_t symbol);
   std::string spell(std::int32_t at) const;
   std::int32_t symbol(std::int32_t at);
 

@@ -197,6 +197,11 @@ class LlamaContext:
         """Free what no other branch holds."""
         lib.llama_memory_seq_rm(self._memory, branch, -1, -1)
 
+    def drop_branches(self) -> None:
+        """Leave nothing but the trunk."""
+        for branch in range(1, 1 + self.n_branches):
+            self.drop(branch)
+
     def row(self, back: int = 1) -> Row:
         """Logits after the ``back``-th last decoded token: a view, not a copy.
 

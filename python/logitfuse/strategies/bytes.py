@@ -123,14 +123,7 @@ class Bytes(Engine):
             if tokenisations == "canonical":
                 self._readers.append(TwoRows(member, prune=prune))
                 continue
-            reader = Beam(member, prune=prune, width=width)
-            if member.context.n_branches < 2 * width:
-                raise ConfigError(
-                    f"a beam of {width} needs members with {2 * width} branches; '{member.name}' "
-                    f"has {member.context.n_branches}",
-                    key="width",
-                )
-            self._readers.append(reader)
+            self._readers.append(Beam(member, prune=prune, width=width))
         cores = [reader.core for reader in self._readers]
         self._search = _core.UnitSearch(
             self.alignment._core,
@@ -211,9 +204,15 @@ class Bytes(Engine):
             drawn = self._search.draw(sampler.uniform())
             fused = self._search.candidates(max(1, request.top_logprobs))
             return fused, fused.symbols.tolist().index(drawn)
+        touched, wanted = sampler.touched, request.top_logprobs
         for depth in _DEPTHS:
-            fused = self._search.candidates(max(depth, request.top_logprobs), sampler.touched)
+            # All that a bias touches may be forbidden: something else must be listed.
+            n = min(_core.ALL, max(depth, wanted) + len(touched))
+            fused = self._search.candidates(n, touched)
             sampler.process(fused)
+            listed = min(wanted, len(fused))
+            if n < _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
+                continue  # an unlisted one may be among those that the caller wants to see
             index = sampler.draw(fused)
             if index >= 0:
                 return fused, index
@@ -231,7 +230,7 @@ class Bytes(Engine):
         decision: DecisionName = "fused"
         if len(said) == 1:
             decision = "led"
-        elif all(wish == unit_of(symbol) for wish in said):
+        elif said and all(wish == unit_of(symbol) for wish in said):
             decision = "agree"
         listed = range(min(request.top_logprobs, len(fused)))
         return Step(
@@ -244,13 +243,16 @@ class Bytes(Engine):
             top=tuple((unit_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
         )
 
-    def _wish(self, i: int, reply: ReplyText, request: Request) -> bytes:
-        """What a member alone would say; its units may end elsewhere."""
+    def _wish(self, i: int, reply: ReplyText, request: Request) -> bytes | None:
+        """What a member alone would say, if anything; its units may end elsewhere."""
         search = self._alone[i]
         search.read(
             [1.0], reply.unfinished, may_end=not request.ignore_end, excluded=self._excluded
         )
-        return search.unit(search.candidates(1).symbol(0))
+        fused = search.candidates(2)  # one may stand for paths that wait, and say nothing
+        units = [search.unit(symbol) for symbol in fused.symbols.tolist()]
+        said = (unit for k, unit in enumerate(units) if unit or self._ends(fused, k))
+        return next(said, None)
 
     def _follow(self, reply: ReplyText, step: Step) -> bool:
         complete, units = reply.complete, tuple(reply.units)
