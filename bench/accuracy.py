@@ -47,6 +47,9 @@ _WORD = (string.ascii_letters + string.digits + "-").encode()
 #: The outcomes behind an option that do not make it a longer word.
 ENDS = np.array([b < 128 and b not in _WORD for b in range(256)] + [True])
 
+#: An end that is less likely, nats, is looked at again with less pruned.
+STRANGE = -9.0
+
 #: For each question and option the log-probability, nats, of every byte and of the answer's end.
 Answers = list[list[Floats]]
 
@@ -129,8 +132,15 @@ def _option(beam: Beam, head: list[int], prompt: bytes, option: bytes) -> Floats
         done += 1
         done += beam.push(option[done:], out[done:-1])
     beam.core.next(out[-1])
+    if _end(out[-1]) < STRANGE:
+        out[-1] = beam.reconsider(plan, start, before + option)
     observed = out[np.arange(len(option)), np.frombuffer(option, np.uint8)].astype(np.float64)
-    return np.append(observed, np.logaddexp.reduce(out[-1, ENDS].astype(np.float64)))
+    return np.append(observed, _end(out[-1]))
+
+
+def _end(row: NDArray[np.float32]) -> float:
+    """Log-probability that the word is at its end."""
+    return float(np.logaddexp.reduce(row[ENDS].astype(np.float64)))
 
 
 def answers_of(model: Path, asked: Sequence[Question], folder: Path) -> Answers:
@@ -177,7 +187,8 @@ def _read(file: Path) -> Answers:
 
 def mixture(exam: Exam, weights: Floats) -> Floats:
     """Linear pool of the options; weights ``[members]`` or ``[questions, members]``."""
-    mixed: Floats = np.log((np.exp(exam.among) * weights[..., :, None]).sum(axis=1))
+    with np.errstate(divide="ignore"):  # options that only members of weight 0 think possible
+        mixed: Floats = np.log((np.exp(exam.among) * weights[..., :, None]).sum(axis=1))
     return mixed
 
 
@@ -238,8 +249,13 @@ def by_margin(exam: Exam) -> Floats:
 
 def by_entropy(exam: Exam) -> Floats:
     """Weights: how much a member's entropy is below that of a guess."""
-    entropy = -(np.exp(exam.among) * exam.among).sum(axis=2)
-    return mixture(exam, _shares(math.log(exam.among.shape[2]) - entropy))
+    return mixture(exam, _shares(math.log(exam.among.shape[2]) - _entropies(exam)))
+
+
+def _entropies(exam: Exam) -> Floats:
+    """Of the options, nats, ``[questions, members]``."""
+    p = np.exp(exam.among)
+    return np.asarray(-(p * np.where(p > 0, exam.among, 0.0)).sum(axis=2))
 
 
 def _shares(scores: Floats) -> Floats:
@@ -291,8 +307,7 @@ def fitted(*, by_domain: bool) -> Rule:
 def gate(exam: Exam) -> Floats:
     """Weights per question from all members' entropies and best options, learned from others."""
     n, count, _ = exam.among.shape
-    entropy = -(np.exp(exam.among) * exam.among).sum(axis=2)
-    features = np.concatenate([entropy, exam.among.max(axis=2)], axis=1)
+    features = np.concatenate([_entropies(exam), exam.among.max(axis=2)], axis=1)
     weights = np.empty((n, count))
     p = np.exp(exam.table)
     for learn, test in folds(n):

@@ -57,9 +57,11 @@ def test_answers_are_byte_scores(tiny: Path) -> None:
         answers, compared = accuracy.ask(member, Beam(member), question), 0
         for option, found in zip(question.continuations, answers, strict=True):
             scores = score_bytes(member, option + b"\n", prefix=question.prompt)
-            likely = scores.observed[:-1] > -9  # others are reconsidered from other places
+            likely = (
+                scores.observed[:-1] > accuracy.STRANGE
+            )  # others are reconsidered from other places
             assert found[:-1][likely] == pytest.approx(scores.observed[:-1][likely], abs=0.02)
-            if scores.observed.min() <= -9:
+            if scores.observed.min() <= accuracy.STRANGE:
                 continue
             end = np.exp(scores.logprobs[-1, ENDS].astype(np.float64)).sum()
             assert found[-1] == pytest.approx(math.log(end), abs=0.02)
@@ -102,6 +104,14 @@ def test_pools(exam: Exam) -> None:
         assert line.over_best.mean == pytest.approx(line.accuracy.mean - best)
         assert np.isfinite(line.bits)
     assert set(lines["a"].losses) == {"y"}
+
+
+def test_an_option_may_be_impossible(exam: Exam) -> None:
+    answers = [[list(one) for one in own] for own in exam.answers]
+    wrong = (int(exam.right[0]) + 1) % 4
+    answers[0][0][wrong] = np.append(answers[0][0][wrong][:-1], -np.inf)
+    for line in accuracy.compare(Exam(exam.names, exam.domains, exam.right, answers)):
+        assert np.isfinite(line.bits)
 
 
 def test_history_knows_only_the_past(exam: Exam) -> None:
