@@ -20,7 +20,7 @@ DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: Tokens of context: texts of 4 kB fit one window, and SmolLM2 goes no further than it was trained.
 N_CTX = 4096
 #: Of `score_bytes`; another one when its figures change.
-_VERSION = 2
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ByteCache:
             hashlib.sha256(text).hexdigest(),
             repr(settings),
             str(N_CTX),
-            str(_VERSION),
+            str(VERSION),
         )
         return self._folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
 

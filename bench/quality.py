@@ -102,13 +102,19 @@ def main() -> None:
         print(f"\n{markdown_grid(title, grid)}")
 
 
-def read(cache: ByteCache, weak: Path | None) -> dict[str, Material]:
-    """The sets of members, scored on all texts."""
+def members(weak: Path | None) -> tuple[dict[str, Path], dict[str, tuple[str, ...]]]:
+    """The models by name, and the sets of them that are compared."""
     files = {"SmolLM2": models.smollm2(), "Gemma": models.gemma3()}
     sets: dict[str, tuple[str, ...]] = {"comparable": ("SmolLM2", "Gemma")}
     if weak is not None:
         files["weak"] = weak
         sets |= {"unequal": ("Gemma", "weak"), "three": ("SmolLM2", "Gemma", "weak")}
+    return files, sets
+
+
+def read(cache: ByteCache, weak: Path | None) -> dict[str, Material]:
+    """The sets of members, scored on all texts."""
+    files, sets = members(weak)
     scores = {name: cache.scores(file, texts()) for name, file in files.items()}
     return {
         title: Material(names, {d: [scores[name][d] for name in names] for d in texts()})
