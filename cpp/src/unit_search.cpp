@@ -87,20 +87,25 @@ bool UnitSearch::needs_row(const Node& node) const {
   return false;
 }
 
-std::vector<bool> UnitSearch::allowed(std::int32_t at) const {
-  std::vector<bool> allowed(kByteOutcomes, true);
-  const std::string pending = text_.pending + spell(at);
-  const std::string_view tail =
-      std::string_view(pending).substr(pending.size() - unfinished_utf8(pending));
+const UnitSearch::Outcomes& UnitSearch::may_follow(std::string_view tail) {
+  const auto found = may_follow_.find(tail);
+  if (found != may_follow_.end()) return found->second;
+  Outcomes outcomes{};
   for (std::size_t b = 0; b < kByteEnd; ++b) {
     const char byte = static_cast<char>(b);
-    allowed[b] = continues_utf8(tail, {&byte, 1});
+    outcomes[b] = continues_utf8(tail, {&byte, 1});
   }
+  return may_follow_.emplace(std::string(tail), outcomes).first->second;
+}
+
+UnitSearch::Outcomes UnitSearch::allowed(std::int32_t at) {
+  const std::string text = text_.pending + spell(at);
+  const std::string_view tail = std::string_view(text).substr(text.size() - unfinished_utf8(text));
+  Outcomes allowed = may_follow(tail);
   allowed[kByteEnd] = at == 0 && text_.may_end && tail.empty();
-  if (at == 0) {
-    for (const std::int32_t outcome : text_.excluded) {
-      allowed[static_cast<std::size_t>(outcome)] = false;
-    }
+  if (at != 0) return allowed;
+  for (const std::int32_t outcome : text_.excluded) {
+    allowed[static_cast<std::size_t>(outcome)] = false;
   }
   return allowed;
 }
@@ -120,7 +125,7 @@ double UnitSearch::waiting(const Node& node, std::int32_t member) const {
 }
 
 // Fills conditional_: every member's belief in the next outcome behind a node.
-void UnitSearch::ask(std::int32_t at, const std::vector<bool>& allowed) {
+void UnitSearch::ask(std::int32_t at, const Outcomes& allowed) {
   const Node& node = nodes_[static_cast<std::size_t>(at)];
   for (auto& conditional : conditional_) std::fill(conditional.begin(), conditional.end(), 0.0);
   for (std::int32_t p = node.first_place; p < node.first_place + node.n_places; ++p) {

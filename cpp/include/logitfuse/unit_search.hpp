@@ -10,6 +10,7 @@
 // goes on behind the waiting paths, with none of the bytes that `spelled` names.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -98,8 +99,11 @@ class UnitSearch {
   static constexpr std::size_t kWaiting = kByteOutcomes;  // the outcome behind the waiting paths
   static constexpr std::size_t kOutcomes = kByteOutcomes + 1;
 
-  std::vector<bool> allowed(std::int32_t at) const;
-  void ask(std::int32_t at, const std::vector<bool>& allowed);
+  using Outcomes = std::array<bool, kByteOutcomes>;
+
+  const Outcomes& may_follow(std::string_view tail);
+  Outcomes allowed(std::int32_t at);
+  void ask(std::int32_t at, const Outcomes& allowed);
   double waiting(const Node& node, std::int32_t member) const;
   void mix(std::int32_t at);
   void ask_gate(std::span<double> weights);
@@ -135,6 +139,7 @@ class UnitSearch {
   std::map<std::string, std::int32_t, std::less<>> named_;  // units that are no symbols
   std::vector<std::string> names_;
   std::map<std::int32_t, std::vector<std::int32_t>> spelled_;  // of the listed waiting units
+  std::map<std::string, Outcomes, std::less<>> may_follow_;    // by unfinished character
   Fused fused_;
 };
 

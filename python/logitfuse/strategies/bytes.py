@@ -28,7 +28,7 @@ PoolUnit: TypeAlias = Literal["byte", "unit"]
 Tokenisations: TypeAlias = Literal["all", "canonical"]
 
 #: Units that are listed, in turn, until no unlisted one could matter.
-_DEPTHS = (1, 16, 256, 4096, _core.ALL)
+_DEPTHS = (1, 16, 64, 512, 4096, _core.ALL)
 
 
 class Bytes(Engine):
