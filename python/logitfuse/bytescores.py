@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
-from logitfuse.beam import PRUNE, WIDTH, Beam
+from logitfuse.beam import CAREFUL, PRUNE, WIDTH, Beam
 from logitfuse.errors import PromptError
 from logitfuse.member import Member
 
@@ -159,13 +159,22 @@ class _Window:
 
     def _reconsider(self, at: int, row: NDArray[np.float32]) -> None:
         """A byte that the beam thinks next to impossible: perhaps it has pruned too much."""
-        start, between = self._place(at, _BACK)
-        row[:] = self.beam.reconsider(self.head + self.tokens, start, between)
+        row[:] = self._look_again(at, _BACK)
+        if self.beam.push(self.text[at : at + 1]):
+            return
+        # Only the canonical path is sure to go on; it has what was pruned.
+        canonical = self._look_again(at, 0)
+        row[:] = np.logaddexp(row, canonical + math.log(CAREFUL))
+        row -= _core.log_sum_exp(row)
         if not self.beam.push(self.text[at : at + 1]):
             raise PromptError(
                 f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
                 f"position {at}: its vocabulary lacks it"
             )
+
+    def _look_again(self, at: int, back: int) -> NDArray[np.float32]:
+        start, between = self._place(at, back)
+        return self.beam.reconsider(self.head + self.tokens, start, between)
 
 
 def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:
