@@ -152,6 +152,8 @@ class Beam:
                 key="width",
             )
         self._prune = prune
+        #: Bytes below this are worth another look: none, where next to nothing is pruned.
+        self._strange = _STRANGE if prune > CAREFUL else -np.inf
         self._prompt: list[int] = []
         self._free: list[int] = []
         self._paths: dict[int, _Path] = {}
@@ -215,7 +217,7 @@ class Beam:
         """
         prune = self._prune
         self.begin(tokens, start=start)
-        self.core.set_prune(min(prune, _CAREFUL))
+        self.core.set_prune(min(prune, CAREFUL))
         try:
             out = np.full(_core.BYTE_OUTCOMES, -np.inf, np.float32)
             if self.push(text) == len(text):
@@ -293,7 +295,7 @@ class Beam:
         -------
         int
             How many bytes were taken: all, or those before the one that no path can spell (with
-            `out`, also one that is `_STRANGE`); the beam is of no use then until `begin`.
+            `out`, also one that seems next to impossible); the beam is of no use until `begin`.
 
         Raises
         ------
@@ -305,7 +307,7 @@ class Beam:
                 at += self.core.push(text[at:])
             else:
                 self.core.next(out[at])
-                if out[at, text[at]] < _STRANGE:
+                if out[at, text[at]] < self._strange:
                     return at
                 at += self.core.push(text[at : at + 1])
             self._decode_wanted()

@@ -19,6 +19,8 @@ from logitfuse.member import Member
 _KEPT = 0.5
 #: Bytes between two calls of `progress`.
 _PIECE = 256
+#: Share of the canonical path where every other one has been lost.
+_CANONICAL = 1e-3
 #: Tokens that are read again where a byte seems next to impossible.
 _BACK = 4
 
@@ -160,15 +162,22 @@ class _Window:
 
     def _reconsider(self, at: int, row: NDArray[np.float32]) -> None:
         """A byte that the beam thinks next to impossible: perhaps it has pruned too much."""
-        for back in range(_BACK, -1, -1):  # from its own beginning, the canonical token is followed
-            start, between = self._place(at, back)
-            row[:] = self.beam.reconsider(self.head + self.tokens, start, between)
-            if self.beam.push(self.text[at : at + 1]):
-                return
-        raise PromptError(
-            f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
-            f"position {at}: its vocabulary lacks it"
-        )
+        row[:] = self._look_again(at, _BACK)
+        if self.beam.push(self.text[at : at + 1]):
+            return
+        # Only the canonical path is sure to go on; it has what was pruned.
+        canonical = self._look_again(at, 0)
+        row[:] = np.logaddexp(row, canonical + math.log(_CANONICAL))
+        row -= _core.log_sum_exp(row)
+        if not self.beam.push(self.text[at : at + 1]):
+            raise PromptError(
+                f"member '{self.beam.member.name}' cannot spell byte 0x{self.text[at]:02x} at "
+                f"position {at}: its vocabulary lacks it"
+            )
+
+    def _look_again(self, at: int, back: int) -> NDArray[np.float32]:
+        start, between = self._place(at, back)
+        return self.beam.reconsider(self.head + self.tokens, start, between)
 
 
 def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:

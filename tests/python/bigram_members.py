@@ -13,7 +13,7 @@ from logitfuse.member import Member
 from tiny import bigram_logits, write_tiny
 
 #: Next to nothing is pruned of short texts.
-CAREFUL = {"prune": 1e-6, "width": 32}
+CAREFUL = {"prune": 1e-9, "width": 32}
 VOCABS: dict[str, Callable[[], Path]] = {
     "gpt2": lambda: models.vocab_dir() / "ggml-vocab-gpt-2.gguf",
     "llama-spm": lambda: models.vocab_dir() / "ggml-vocab-llama-spm.gguf",

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import reference
 from bigram_members import BigramMember, make_bigram
-from lockstep import GREEDY, NAMES, PAIRS, PURE, SEEDED, TRIPLE, Answer, Load, answer, may_follow
+from lockstep import (
+    GREEDY,
+    NAMES,
+    PAIRS,
+    PURE,
+    SEEDED,
+    TRIPLE,
+    Answer,
+    Load,
+    answer,
+    decode,
+    may_follow,
+)
 from logitfuse import _core
 from logitfuse.beam import Beam
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, PromptError
@@ -279,6 +291,31 @@ class TestExact:
         symbols = members[0].tokenize_prompt("the cat")
         said = answer(ensemble, prompt=symbols, max_tokens=5)
         check(said)
+
+
+class TestSilence:
+    @pytest.mark.parametrize("way", WAYS, ids=str)
+    def test_who_cannot_spell_a_character_comes_back(self, make, way):
+        """SmolLM2 cannot spell the byte f1."""
+        ensemble = make("gpt2", "smol", **way)
+        sampling = SamplingParams(temperature=0, logit_bias={b"\xf1": 60.0})
+        said = answer(ensemble, sampling, max_tokens=14)
+        assert said.units[0] == b"\xf1"
+        text = b""
+        for step in said.steps:
+            inside = len(decode([text]).encode()) < len(text)
+            assert math.isnan(step.member_logprobs[1]) == inside
+            assert (step.decision == "led") == inside
+            text += step.unit
+        assert text.count(b"\xf1") > 1
+
+    @pytest.mark.parametrize(
+        "way", [{"prune": 0.1}, {"prune": 0.4, "width": 2}, {"width": 1}], ids=str
+    )
+    def test_who_lost_all_paths_reads_the_text_again(self, make, way):
+        ensemble = make("gpt2", "llama-spm", **way)
+        for seed in range(4):
+            check(answer(ensemble, pure(seed), max_tokens=30, ignore_end=True))
 
 
 class TestRoom:
