@@ -171,8 +171,8 @@ class Bytes(Engine):
             self._together(self._wake)
             fused, index = self._read(reply, sampler, request)
         step = self._make_step(fused, index, request, reply)
-        self._excluded = self._search.spelled(step.symbol)
-        sampler.accept(step.symbol)
+        self._excluded = self._search.spelled(fused.symbol(index))
+        sampler.accept(fused.symbol(index))
         self._count(step, [0.0 if math.isnan(p) else 1.0 for p in step.member_logprobs])
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
@@ -213,7 +213,8 @@ class Bytes(Engine):
             return fused, fused.symbols.tolist().index(drawn)
         for depth in _DEPTHS:
             fused = self._search.candidates(max(depth, request.top_logprobs), sampler.touched)
-            sampler.process(fused)
+            if not self._process(sampler, fused, whole=depth == _core.ALL):
+                continue
             index = sampler.draw(fused)
             if index >= 0:
                 return fused, index
@@ -235,7 +236,7 @@ class Bytes(Engine):
             decision = "agree"
         listed = range(min(request.top_logprobs, len(fused)))
         return Step(
-            symbol=symbol,
+            symbol=symbol if symbol < len(self.alignment) else -1,
             unit=unit_of(symbol),
             logprob=fused.logprob(index),
             member_logprobs=own,

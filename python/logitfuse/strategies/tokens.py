@@ -138,7 +138,8 @@ class TokenEngine(Engine):
         wanted = request.top_logprobs
         for top in _DEPTHS:
             fused = self._pool.candidates(top, sampler.touched)
-            sampler.process(fused)
+            if not self._process(sampler, fused, whole=top == _core.ALL):
+                continue
             listed = min(wanted, len(fused))
             if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
