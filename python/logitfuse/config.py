@@ -110,7 +110,7 @@ class FuseConfig(BaseModel):
     drafter: str | None = None
     per: Literal["byte", "unit"] = "byte"
     prune: float = Field(PRUNE, gt=0, lt=1)
-    beam: int = Field(WIDTH, ge=1)
+    beam: int = Field(WIDTH, ge=1, le=127)  # llama.cpp holds 256 sequences, two per tokenisation
     sampling: SamplingParams = SamplingParams()
     member: list[MemberConfig] = Field(min_length=1)
 

@@ -130,6 +130,7 @@ class TestProblems:
             ("[sampling]\nseed = -2", "sampling.seed", "not -2"),
             ("draft_length = 0", "draft_length", "not 0"),
             ("beam = 0", "beam", "not 0"),
+            ("beam = 128", "beam", "not 128"),
             ("prune = 1", "prune", "not 1"),
             ("union_top = 0", "union_top", "not 0"),
             ("preset = 3", "preset", "not 3"),
