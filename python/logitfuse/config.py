@@ -66,7 +66,7 @@ class MemberConfig(BaseModel):
 
 
 class FuseConfig(BaseModel):
-    """Token-level fusion of members: parts that combine.
+    """Members, and parts that combine to make an ensemble of them.
 
     ======================  =====================================================================
     ``preset``              a published method; its parts stand where nothing else is said
@@ -77,7 +77,8 @@ class FuseConfig(BaseModel):
                             ``prefix-mass`` (`logitfuse.strategies.bytes`, canonical)
     ``weighting``           where weights come from: ``given``, ``prompt``, ``prompt-greedy`` or
                             ``online`` (see `logitfuse.weights`); ``auto``: ``online`` for bytes
-    ``learned``             a file of ``logitfuse fit``: weights, a gate, or a critical-token rule
+    ``learned``             a file of ``logitfuse fit``: weights, a gate, or a critical-token rule;
+                            members then have no ``weight`` of their own
     ``gate``                who votes (`logitfuse.gates`)
     ``solo``                when the primary speaks alone, with its ``threshold``; ``primary``
     ``guard``               CoRE's substring guard

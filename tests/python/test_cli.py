@@ -22,21 +22,23 @@ from logitfuse.cli import app
 COMMANDS = ("run", "chat", "presets", "check", "fit", "info", "bench", "demo")
 PROMPT = "Once upon a time"
 ENVIRONMENT = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
-#: Runs the command line with llama.cpp's `decode` doing something else in its twelfth call.
+#: Runs the command line with a context's decoding doing something else in its twelfth call.
 WITH_DECODE = """
 import os, signal, sys
 from logitfuse.cli import main
 from logitfuse.llama import LlamaContext
-decode, calls = LlamaContext.decode, 0
-def decode_or_not(self, tokens, start, *, outputs=1):
+decode, calls = LlamaContext.{method}, 0
+def decode_or_not(self, *arguments, **options):
     global calls
     calls += 1
     if calls == 12:
         {action}
-    return decode(self, tokens, start, outputs=outputs)
-LlamaContext.decode = decode_or_not
+    return decode(self, *arguments, **options)
+LlamaContext.{method} = decode_or_not
 main(sys.argv[1:])
 """
+#: How each strategy decodes, token by token or all tokenisations at once.
+DECODES = [("fuse", "decode"), ("bytes", "decode_branches")]
 FAILS, INTERRUPTED = "return -3", "os.kill(os.getpid(), signal.SIGINT)"
 Done = subprocess.CompletedProcess[str]
 
@@ -530,8 +532,8 @@ class TestErrors:
 class TestInterruptions:
     @pytest.fixture
     def endless(self, smol: Path, gemma: Path) -> list[str | Path]:
-        """Options for an answer that takes long, one `decode` per member and token."""
-        models = ["-m", smol, "-m", gemma, "-t", "1", "-c", "65536", "--strategy", "fuse"]
+        """Options for an answer that takes long."""
+        models = ["-m", smol, "-m", gemma, "-t", "1", "-c", "65536"]
         return [PROMPT, *models, "--temp", "0", "--ignore-eos"]
 
     def test_ctrl_c_keeps_the_text(self, endless: list[str | Path]) -> None:
@@ -549,8 +551,12 @@ class TestInterruptions:
         assert b"tokens/s" in errors
         assert b"Traceback" not in errors
 
-    def test_ctrl_c_keeps_the_json(self, endless: list[str | Path]) -> None:
-        code = WITH_DECODE.format(action=INTERRUPTED)
+    @pytest.mark.parametrize(("strategy", "method"), DECODES)
+    def test_ctrl_c_keeps_the_json(
+        self, endless: list[str | Path], strategy: str, method: str
+    ) -> None:
+        endless = [*endless, "--strategy", strategy]
+        code = WITH_DECODE.format(action=INTERRUPTED, method=method)
         done = start(sys.executable, "-c", code, "run", "--json", *endless)
         assert done.returncode == 130
         report = json.loads(done.stdout)
@@ -611,8 +617,10 @@ class TestInterruptions:
         done = start(*command, "run", PROMPT, *greedy)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
-    def test_a_failing_member(self, endless: list[str | Path]) -> None:
-        code = WITH_DECODE.format(action=FAILS)
+    @pytest.mark.parametrize(("strategy", "method"), DECODES)
+    def test_a_failing_member(self, endless: list[str | Path], strategy: str, method: str) -> None:
+        endless = [*endless, "--strategy", strategy]
+        code = WITH_DECODE.format(action=FAILS, method=method)
         done = start(sys.executable, "-c", code, "run", *endless)
         assert "failed to decode" in refusal(done)
         assert any(f"member '{name}'" in done.stderr for name in ("smol", "gemma3"))

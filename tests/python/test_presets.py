@@ -319,6 +319,8 @@ class TestCommand:
             assert " ".join(text.split()) in " ".join(out.split())
         for key, value in preset.parts.items():
             assert f"{key}={value}" in out
+        assert ("one tokenizer" in out) == preset.one_vocabulary
+        assert (f"weights: {', '.join(map(str, preset.weights))}\n" in out) == bool(preset.weights)
 
     def test_unknown(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
