@@ -25,11 +25,47 @@ from logitfuse.weights import Given, Online, PromptBits, PromptGreedy, Weigher
 #: Parts that only one strategy has, with their keys in a configuration.
 _OF_FUSE = ("solo", "threshold", "primary", "guard", "schedule", "draft_length", "drafter")
 _OF_BYTES = ("per", "prune", "beam")
+_OF_POOLS = ("pool", "floor", "exponent", "plausibility", "alignment", "union_top")
 
 
 def n_branches(config: FuseConfig) -> int:
     """How many branches the members' contexts must hold."""
-    return 2 * config.beam if config.strategy in ("auto", "bytes") else 0
+    strategy = config.strategy
+    if strategy == "auto" and config.learned is None:  # what is learned may ask for bytes
+        strategy = _asked_for(config) or "bytes"
+    beams = strategy in ("auto", "bytes") and config.alignment != "prefix-mass"
+    return 2 * config.beam if beams else 0
+
+
+def check_parts(config: FuseConfig) -> None:
+    """Refuse parts that do not go together, as far as that can be told without the members.
+
+    Raises
+    ------
+    ConfigError
+    FusionError
+        Bad weights.
+    """
+    if config.strategy != "auto":
+        _refuse(config, config.strategy)
+    if config.learned is None:
+        weights = [entry.weight for entry in config.member]
+        _core.normalise_weights(weights, len(weights), config.pool)
+        _solo(config, None, [])
+    elif any("weight" in entry.model_fields_set for entry in config.member):
+        raise ConfigError("'learned' brings the weights; give no others", key="learned")
+    others = config.learned is not None or len({entry.weight for entry in config.member}) > 1
+    if config.weighting in ("prompt", "prompt-greedy") and others:
+        raise ConfigError(
+            f"weighting='{config.weighting}' reads the weights off the prompt; give no others",
+            key="weighting",
+        )
+    if config.weighting not in ("auto", "given") and not PoolOptions(config.pool).takes_shares:
+        raise ConfigError(
+            f"the {config.pool} pool takes weights as given; nothing can learn them",
+            key="weighting",
+        )
+    _draft(config)
 
 
 def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
@@ -42,6 +78,7 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
     FusionError
         Bad weights or parameters.
     """
+    check_parts(config)
     weights = [entry.weight for entry in config.member]
     one_vocabulary = all(member.vocab == members[0].vocab for member in members)
     if config.preset and PRESETS[config.preset].one_vocabulary and not one_vocabulary:
@@ -54,8 +91,9 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
     if config.learned is not None:
         identities = [identity(member.model.path) for member in members]
         learned = load_gatefile(config.learned, identities).learned
-    if isinstance(learned, Weights):
+    if isinstance(learned, Weights | Critical):
         weights = list(learned.weights)
+        _require_pool(config, learned)
     strategy = config.strategy
     if strategy == "auto":
         strategy = _choose(config, one_vocabulary, learned)
@@ -72,7 +110,9 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
     weigher = _weigher(config, strategy, weights, learned)
     if strategy == "bytes":
         if isinstance(learned, Critical):
-            raise ConfigError("a critical-token rule needs strategy='fuse'", key="learned")
+            raise ConfigError("a critical-token rule needs strategy='fuse'", key="strategy")
+        if isinstance(learned, Gate) and config.weighting != "auto":
+            raise ConfigError("a learned gate leaves no other weighting", key="weighting")
         return Bytes(
             members,
             weights=weights,
@@ -86,7 +126,7 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
             name=config.name,
         )
     if isinstance(learned, Gate):
-        raise ConfigError("a learned gate needs strategy='bytes'", key="learned")
+        raise ConfigError("a learned gate needs strategy='bytes'", key="strategy")
     return Fuse(
         members,
         weights=weights,
@@ -95,7 +135,7 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
         alignment="embedding" if config.alignment == "embedding" else "exact",
         gate=config.gate,
         solo=_solo(config, learned, members),
-        primary=config.primary,
+        primary=_primary(config, learned, members),
         guard=config.guard,
         schedule=config.schedule,
         draft=_draft(config),
@@ -105,12 +145,21 @@ def assemble(config: FuseConfig, members: Sequence[Member]) -> Engine:
 
 def _choose(config: FuseConfig, one_vocabulary: bool, learned: object) -> Literal["fuse", "bytes"]:
     """Bytes where they are worth it and nothing asks for tokens."""
-    asked = set(config.model_fields_set)
-    if isinstance(learned, Gate) or config.alignment == "prefix-mass" or asked & set(_OF_BYTES):
+    if isinstance(learned, Gate):
+        return "bytes"
+    if isinstance(learned, Critical):
+        return "fuse"
+    return _asked_for(config) or ("fuse" if one_vocabulary else "bytes")
+
+
+def _asked_for(config: FuseConfig) -> Literal["fuse", "bytes"] | None:
+    """What the parts that are given ask for, whoever the members are; None: either will do."""
+    asked = config.model_fields_set
+    if config.alignment == "prefix-mass" or asked & set(_OF_BYTES):
         return "bytes"
     tokens = asked & {*_OF_FUSE, "gate"} or config.alignment != "exact" or config.pool != "linear"
     single = sum(entry.weight != 0 for entry in config.member) == 1
-    return "fuse" if tokens or one_vocabulary or single else "bytes"
+    return "fuse" if tokens or single else None
 
 
 def _refuse(config: FuseConfig, strategy: str) -> None:
@@ -118,14 +167,14 @@ def _refuse(config: FuseConfig, strategy: str) -> None:
     foreign: dict[str, tuple[str, ...]] = {
         "fuse": _OF_BYTES,
         "bytes": (*_OF_FUSE, "gate"),
-        "mix": (*_OF_FUSE, *_OF_BYTES, "gate", "pool", "weighting", "learned", "alignment"),
+        "mix": (*_OF_FUSE, *_OF_BYTES, *_OF_POOLS, "gate", "weighting", "learned"),
     }
     preset = PRESETS[config.preset].parts if config.preset else {}
     for key in foreign[strategy]:
-        if key in config.model_fields_set and key not in preset:
-            default = FuseConfig.model_fields[key].default
-            if getattr(config, key) != default:
-                raise ConfigError(f"the strategy '{strategy}' has no '{key}'", key=key)
+        value = getattr(config, key)
+        if value != FuseConfig.model_fields[key].default:
+            whose = f" of the preset '{config.preset}'" if preset.get(key) == value else ""
+            raise ConfigError(f"the strategy '{strategy}' has no '{key}'{whose}", key=key)
     if strategy == "fuse" and config.alignment == "prefix-mass":
         raise ConfigError("alignment='prefix-mass' needs strategy='bytes'", key="alignment")
     if strategy == "bytes" and config.alignment in ("topk-union", "embedding"):
@@ -149,11 +198,35 @@ def _weigher(
     return made(len(weights))
 
 
+def _require_pool(config: FuseConfig, learned: Weights | Critical) -> None:
+    """Refuse another pool than the one that weights were fitted for."""
+    fitted = learned.pool if isinstance(learned, Weights) else "linear"
+    if config.pool != fitted:
+        raise ConfigError(
+            f"'{config.learned}' was fitted for the {fitted} pool, not the {config.pool} one; "
+            f"give pool='{fitted}'",
+            key="pool",
+        )
+
+
+def _primary(config: FuseConfig, learned: object, members: Sequence[Member]) -> str | int | None:
+    """Who leads; a critical-token rule knows only the member that it was fitted to."""
+    if not isinstance(learned, Critical):
+        return config.primary
+    name = members[learned.primary].name
+    if config.primary not in (None, name):
+        raise ConfigError(
+            f"the critical-token rule was fitted for '{name}' as the primary", key="primary"
+        )
+    return learned.primary
+
+
 def _solo(config: FuseConfig, learned: object, members: Sequence[Member]) -> Solo | Certain | None:
     if isinstance(learned, Critical):
         if config.solo not in (None, "critical"):
             raise ConfigError("a critical-token rule needs solo='critical'", key="solo")
-        return make_solo("critical", classifier=CriticalToken(learned, members))
+        token = CriticalToken(learned, members)
+        return make_solo("critical", config.threshold, classifier=token)
     if config.solo is None:
         if config.threshold is not None:
             raise ConfigError("a threshold needs a solo rule", key="threshold")

@@ -153,7 +153,7 @@ class Beam:
             )
         self._prune = prune
         #: Bytes below this are worth another look: none, where next to nothing is pruned.
-        self._strange = _STRANGE if prune > CAREFUL else -np.inf
+        self._strange = _STRANGE if prune > _CAREFUL else -np.inf
         self._prompt: list[int] = []
         self._free: list[int] = []
         self._paths: dict[int, _Path] = {}
@@ -217,7 +217,7 @@ class Beam:
         """
         prune = self._prune
         self.begin(tokens, start=start)
-        self.core.set_prune(min(prune, CAREFUL))
+        self.core.set_prune(min(prune, _CAREFUL))
         try:
             out = np.full(_core.BYTE_OUTCOMES, -np.inf, np.float32)
             if self.push(text) == len(text):

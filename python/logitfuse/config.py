@@ -66,7 +66,7 @@ class MemberConfig(BaseModel):
 
 
 class FuseConfig(BaseModel):
-    """Token-level fusion of members: parts that combine.
+    """Members, and parts that combine to make an ensemble of them.
 
     ======================  =====================================================================
     ``preset``              a published method; its parts stand where nothing else is said
@@ -77,7 +77,8 @@ class FuseConfig(BaseModel):
                             ``prefix-mass`` (`logitfuse.strategies.bytes`, canonical)
     ``weighting``           where weights come from: ``given``, ``prompt``, ``prompt-greedy`` or
                             ``online`` (see `logitfuse.weights`); ``auto``: ``online`` for bytes
-    ``learned``             a file of ``logitfuse fit``: weights, a gate, or a critical-token rule
+    ``learned``             a file of ``logitfuse fit``: weights, a gate, or a critical-token rule;
+                            members then have no ``weight`` of their own
     ``gate``                who votes (`logitfuse.gates`)
     ``solo``                when the primary speaks alone, with its ``threshold``; ``primary``
     ``guard``               CoRE's substring guard
@@ -106,18 +107,20 @@ class FuseConfig(BaseModel):
     primary: str | None = None
     guard: bool = False
     schedule: Literal["eager", "lazy", "draft"] = "eager"
-    draft_length: int | None = None
+    draft_length: int | None = Field(None, ge=1)
     drafter: str | None = None
     per: Literal["byte", "unit"] = "byte"
     prune: float = Field(PRUNE, gt=0, lt=1)
-    beam: int = Field(WIDTH, ge=1)
+    beam: int = Field(WIDTH, ge=1, le=127)  # llama.cpp holds 256 sequences, two per tokenisation
     sampling: SamplingParams = SamplingParams()
     member: list[MemberConfig] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
     def _take_preset(cls, data: Any) -> Any:
-        return with_preset(data) if isinstance(data, dict) and data.get("preset") else data
+        if not isinstance(data, dict) or not isinstance(data.get("preset"), str):
+            return data
+        return with_preset(data)
 
 
 def load_config(path: str | PathLike[str]) -> FuseConfig:
@@ -128,6 +131,17 @@ def load_config(path: str | PathLike[str]) -> FuseConfig:
     ConfigError
         No such file, not TOML, an unknown key (the nearest one is named), a wrong value.
     """
+    return parse_config(read_config(path), path=Path(path))
+
+
+def read_config(path: str | PathLike[str]) -> dict[str, Any]:
+    """What a TOML file says, unchecked but for its paths, which are relative to the file.
+
+    Raises
+    ------
+    ConfigError
+        No such file, not TOML.
+    """
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -137,15 +151,12 @@ def load_config(path: str | PathLike[str]) -> FuseConfig:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"'{file}' is not valid TOML: {error}", path=file) from error
-    config = parse_config(data, path=file)
-    members = [
-        m if m.model is None else m.model_copy(update={"model": file.parent / m.model})
-        for m in config.member
-    ]
-    found: dict[str, Any] = {"member": members}
-    if config.learned is not None:
-        found["learned"] = file.parent / config.learned
-    return config.model_copy(update=found)
+    entries = data.get("member")
+    members = entries if isinstance(entries, list) else []
+    for table, key in ((data, "learned"), *((entry, "model") for entry in members)):
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = str(file.parent / table[key])
+    return data
 
 
 def parse_config(data: dict[str, Any], *, path: Path | None = None) -> FuseConfig:
@@ -172,9 +183,10 @@ def build(config: FuseConfig) -> Engine:
     ------
     ModelError, UnsupportedTokenizerError, FusionError, ConfigError
     """
-    from logitfuse.assembly import assemble, n_branches
+    from logitfuse.assembly import assemble, check_parts, n_branches
     from logitfuse.member import Member, cores
 
+    check_parts(config)  # before anybody waits for models
     running = sum(member.weight != 0 for member in config.member)
     share = max(1, cores() // max(1, running))
     members: list[Member] = []
@@ -209,6 +221,9 @@ def explain(error: ValidationError, path: Path | None = None) -> ConfigError:
     """The first problem of a validation as one helpful sentence."""
     problems = error.errors()  # a mistyped key first: it is why another one is missing
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return ConfigError(str(cause), path=path, key=cause.key)
     key = ".".join(str(part) for part in first["loc"])
     where = f" in '{path}'" if path else ""
     if first["type"] == "extra_forbidden":

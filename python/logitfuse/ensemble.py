@@ -312,7 +312,9 @@ class Ensemble:
 
         Raises
         ------
-        PromptError, ContextLengthError, ConfigError, FusionError, MemberError
+        PromptError, ContextLengthError, FusionError, MemberError
+        ConfigError
+            The strategy said something that is no symbol (``bytes`` may).
         """
         request = self._request(
             list(tokens),
@@ -331,6 +333,12 @@ class Ensemble:
         )
         for chunk in self.stream(request):
             for step in chunk.steps:
+                if step.symbol < 0:
+                    raise ConfigError(
+                        f"{step.unit!r} is not the text of any one token; generate needs "
+                        "strategy='fuse', or take the text from create_completion",
+                        key="strategy",
+                    )
                 yield step.symbol
 
     def _request(

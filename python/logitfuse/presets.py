@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic import BaseModel
+
 from logitfuse.errors import ConfigError
 
 
@@ -212,7 +214,11 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
     members = filled.get("member")
     if not preset.weights or not isinstance(members, list):
         return filled
-    if any(isinstance(member, dict) and "weight" in member for member in members):
+    members = [
+        member.model_dump(exclude_unset=True) if isinstance(member, BaseModel) else member
+        for member in members
+    ]
+    if any(not isinstance(member, dict) or "weight" in member for member in members):
         return filled
     if len(members) != len(preset.weights):
         raise ConfigError(

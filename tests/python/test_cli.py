@@ -17,25 +17,28 @@ from typing import Any
 import pexpect
 import pytest
 from logitfuse import Ensemble, __version__
+from logitfuse.cli import app
 
-COMMANDS = ("run", "chat", "check", "fit", "info", "bench", "demo")
+COMMANDS = ("run", "chat", "presets", "check", "fit", "info", "bench", "demo")
 PROMPT = "Once upon a time"
 ENVIRONMENT = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
-#: Runs the command line with llama.cpp's `decode` doing something else in its twelfth call.
+#: Runs the command line with a context's decoding doing something else in its twelfth call.
 WITH_DECODE = """
 import os, signal, sys
 from logitfuse.cli import main
 from logitfuse.llama import LlamaContext
-decode, calls = LlamaContext.decode, 0
-def decode_or_not(self, tokens, start, *, outputs=1):
+decode, calls = LlamaContext.{method}, 0
+def decode_or_not(self, *arguments, **options):
     global calls
     calls += 1
     if calls == 12:
         {action}
-    return decode(self, tokens, start, outputs=outputs)
-LlamaContext.decode = decode_or_not
+    return decode(self, *arguments, **options)
+LlamaContext.{method} = decode_or_not
 main(sys.argv[1:])
 """
+#: How each strategy decodes, token by token or all tokenisations at once.
+DECODES = [("fuse", "decode"), ("bytes", "decode_branches")]
 FAILS, INTERRUPTED = "return -3", "os.kill(os.getpid(), signal.SIGINT)"
 Done = subprocess.CompletedProcess[str]
 
@@ -80,6 +83,15 @@ def refusal(done: Done) -> str:
     said = [line for line in done.stderr.splitlines() if line.startswith("logitfuse: ")]
     assert said == done.stderr.splitlines()[-1:]
     return said[0]
+
+
+def undescribed(command: str) -> set[str]:
+    """Options of a command without a help text."""
+    return {
+        argument.names[0]
+        for argument in app[command].assemble_argument_collection(parse_docstring=True)
+        if argument.show and not argument.parameter.help
+    }
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +169,40 @@ class TestRun:
         given = run_json(PROMPT, *greedy, "--weights", "3,1")["members"]
         assert [member["weight"] for member in given] == [0.75, 0.25]
 
-    def test_pool_and_gate(
-        self, pair: list[str | Path], greedy: list[str | Path], said: str
-    ) -> None:
-        assert run_json(PROMPT, *greedy, "--pool", "linear", "--gate", "boundary")["text"] == said
-        assert run_json(PROMPT, *greedy, "--pool", "log-linear")["text"] != said
+    def test_pool_and_gate(self, pair: list[str | Path], greedy: list[str | Path]) -> None:
+        by_tokens = run_json(PROMPT, *greedy, "--strategy", "fuse")["text"]
+        parts = ["--pool", "linear", "--gate", "boundary"]
+        assert run_json(PROMPT, *greedy, *parts)["text"] == by_tokens
+        assert run_json(PROMPT, *greedy, "--pool", "log-linear")["text"] != by_tokens
         longer = [PROMPT, *pair, "--temp", "0", "-n", "64", "--ignore-eos"]
         always = run_json(*longer, "--gate", "always")["members"]
         assert [member["voted_share"] for member in always] == [1, 1]
-        careful = run_json(*longer)["members"]
+        careful = run_json(*longer, "--gate", "boundary")["members"]
         assert min(member["voted_share"] for member in careful) < 1
+
+    def test_bytes_by_default(self, smol: Path, greedy: list[str | Path], said: str) -> None:
+        assert run_json(PROMPT, *greedy, "--strategy", "bytes")["text"] == said
+        assert run_json(PROMPT, *greedy, "--preset", "bytes")["text"] == said
+        one = ["-m", smol, "-m", smol, "-t", "1", "-c", "256", "--temp", "0", "-n", "8"]
+        by_tokens = run_json(PROMPT, *one, "--strategy", "fuse")["text"]
+        assert run_json(PROMPT, *one)["text"] == by_tokens
+
+    def test_other_parts(self, greedy: list[str | Path]) -> None:
+        by_hand = [
+            *("--strategy", "fuse", "--alignment", "topk-union", "--set", "union_top=10"),
+            *("--gate", "always", "--weighting", "given"),
+        ]
+        unite = run_json(PROMPT, *greedy, "--preset", "unite")["text"]
+        assert run_json(PROMPT, *greedy, *by_hand)["text"] == unite
+        eager = run_json(PROMPT, *greedy, "--strategy", "fuse")["text"]
+        for parts in (
+            ["--schedule", "lazy"],
+            ["--schedule", "draft", "--set", "drafter=prompt", "--set", "draft_length=3"],
+            ["--solo", "certain"],
+        ):
+            assert run_json(PROMPT, *greedy, *parts)["text"] == eager
+        alone = run_json(PROMPT, *greedy, "--solo", "primary", "--set", "threshold=0.0")["members"]
+        assert [member["voted_share"] for member in alone] == [1, 0]
 
     def test_an_ensemble_file(
         self, tmp_path: Path, smol: Path, gemma: Path, greedy: list[str | Path], said: str
@@ -214,13 +250,15 @@ class TestRun:
         assert first == again != other
 
     def test_logit_bias(self, greedy: list[str | Path]) -> None:
-        assert ok("run", PROMPT, *greedy, "-l", " the=100") == " the" * 8 + "\n"
+        by_tokens = [*greedy, "--strategy", "fuse"]
+        assert ok("run", PROMPT, *by_tokens, "-l", " the=100") == " the" * 8 + "\n"
         first = run_json(PROMPT, "--show-members", *greedy)["trace"][0]["text"]
         assert not run_json(PROMPT, *greedy, "-l", f"{first}=-inf")["text"].startswith(first)
 
     def test_what_the_terminal_cannot_show_is_escaped(self, greedy: list[str | Path]) -> None:
         environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
-        command = [sys.executable, "-m", "logitfuse", "run", PROMPT, *greedy, "-l", "é=100"]
+        options = [*greedy, "--strategy", "fuse", "-l", "é=100"]
+        command = [sys.executable, "-m", "logitfuse", "run", PROMPT, *options]
         done = subprocess.run(command, input=b"", capture_output=True, env=environment, check=True)
         assert done.stdout == b"\\xe9" * 8 + b"\n"
 
@@ -289,6 +327,27 @@ class TestCheck:
         assert min(bits) > 0
         assert report["gap"] == pytest.approx(max(bits) / min(bits) - 1)
         assert report["memory"]["needed_bytes"] > 0
+        assert (report["suits"]["strategy"], report["suits"]["alignment"]) == ("bytes", "exact")
+        common = report["coverage"]["common_boundaries"]
+        assert report["suits"]["reason"].startswith(f"{100 * common:.1f} % of the boundaries")
+
+    def test_suits(self, vocab_dir: Path) -> None:
+        """What is said follows the figures."""
+        for a, b, strategy in (
+            ("gpt-2", "gpt-2", "fuse"),
+            ("qwen2", "llama-bpe", "fuse"),
+            ("gpt-2", "llama-spm", "bytes"),
+        ):
+            paths = [vocab_dir / f"ggml-vocab-{name}.gguf" for name in (a, b)]
+            models = ["-m", paths[0], "-m", paths[1]]
+            report = json.loads(ok("check", "--quick", "--json", *models))
+            suits, shares = report["suits"], report["coverage"]
+            twins = min(map(min, shares["emitted"]))
+            assert suits["strategy"] == strategy
+            assert (min(twins, shares["common_boundaries"]) >= 0.97) == (strategy == "fuse")
+            assert ("embedding" in suits["reason"]) == (twins < 0.9)
+            said = ok("check", "--quick", *models)
+            assert f"suits: --strategy {strategy} --alignment exact, as {suits['reason']}" in said
 
     def test_text(self, pair: list[str | Path]) -> None:
         whole, quick = ok("check", *pair), ok("check", "--quick", *pair)
@@ -370,6 +429,7 @@ class TestOtherCommands:
         for command in COMMANDS:
             assert f"│ {command} " in listed
             text = ok(command, "--help")
+            assert undescribed(command) == set()
             assert f"    logitfuse {command}" in text[text.index("Examples:") :]
 
 
@@ -386,7 +446,19 @@ class TestErrors:
         [
             (["--weights", "1"], "--weights 1 has 1 values for 2 members"),
             (["--weights", "1,2,3"], "3 values for 2 members"),
-            (["--weights", "-1,1"], "member.0.weight"),
+            (["--weights", "-1,1"], "the weight of member 0 must be a finite number >= 0"),
+            (["--preset", "unit"], "unknown preset 'unit'; did you mean 'unite'?"),
+            (["--preset", "proxy"], "has 3 roles, not 2 (members: base, expert, anti-expert)"),
+            (["--preset", "cp-delta"], "needs members with one tokenizer"),
+            (["--strategy", "byte"], "'bytes' or 'mix', not 'byte'"),
+            (["--set", "threshold"], "--set takes KEY=VALUE, not 'threshold'"),
+            (["--set", "treshold=1"], "did you mean 'threshold'?"),
+            (["--set", "beam=0"], "'beam'"),
+            (["--set", "member=1"], "--set does not set members"),
+            (["--strategy", "mix", "--temp", "0"], "greedy sampling draws nothing"),
+            (["--learned", "nope.json"], "cannot read the weights 'nope.json'"),
+            (["--learned", "nope.json", "--weights", "1,2"], "give no others"),
+            (["--solo", "entropy"], "needs a threshold"),
             (["--weights", "nan,1"], "member.0.weight"),
             (["--weights", "0,0"], "sum above 0"),
             (["--weights", "a,b"], "not 'a,b'"),
@@ -479,8 +551,12 @@ class TestInterruptions:
         assert b"tokens/s" in errors
         assert b"Traceback" not in errors
 
-    def test_ctrl_c_keeps_the_json(self, endless: list[str | Path]) -> None:
-        code = WITH_DECODE.format(action=INTERRUPTED)
+    @pytest.mark.parametrize(("strategy", "method"), DECODES)
+    def test_ctrl_c_keeps_the_json(
+        self, endless: list[str | Path], strategy: str, method: str
+    ) -> None:
+        endless = [*endless, "--strategy", strategy]
+        code = WITH_DECODE.format(action=INTERRUPTED, method=method)
         done = start(sys.executable, "-c", code, "run", "--json", *endless)
         assert done.returncode == 130
         report = json.loads(done.stdout)
@@ -541,8 +617,10 @@ class TestInterruptions:
         done = start(*command, "run", PROMPT, *greedy)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
-    def test_a_failing_member(self, endless: list[str | Path]) -> None:
-        code = WITH_DECODE.format(action=FAILS)
+    @pytest.mark.parametrize(("strategy", "method"), DECODES)
+    def test_a_failing_member(self, endless: list[str | Path], strategy: str, method: str) -> None:
+        endless = [*endless, "--strategy", strategy]
+        code = WITH_DECODE.format(action=FAILS, method=method)
         done = start(sys.executable, "-c", code, "run", *endless)
         assert "failed to decode" in refusal(done)
         assert any(f"member '{name}'" in done.stderr for name in ("smol", "gemma3"))

@@ -12,6 +12,7 @@ import pytest
 from logitfuse import Ensemble
 from logitfuse.config import FuseConfig, MemberConfig, build, load_config, parse_config
 from logitfuse.errors import ConfigError, LogitfuseError, ModelNotFoundError
+from logitfuse.strategies.fuse import Fuse
 
 MEMBER = {"model": "a.gguf"}
 
@@ -46,6 +47,7 @@ class TestFile:
             write(
                 tmp_path,
                 f"""
+                learned = "fits/pair.json"
                 [[member]]
                 model = "models/a.gguf"
                 [[member]]
@@ -57,10 +59,11 @@ class TestFile:
         )
         paths = [member.model for member in config.member]
         assert paths == [tmp_path / "models" / "a.gguf", absolute, None]
+        assert config.learned == tmp_path / "fits" / "pair.json"
 
     def test_defaults_are_those_of_the_facade(self) -> None:
         config = parse_config({"member": [MEMBER]})
-        assert (config.strategy, config.pool, config.gate) == ("fuse", "linear", "boundary")
+        assert (config.strategy, config.pool, config.gate) == ("auto", "linear", "boundary")
         assert config.member[0] == MemberConfig(model=Path("a.gguf"))
 
     def test_an_ensemble_of_a_file(
@@ -101,7 +104,9 @@ class TestFile:
         for config in (path, str(path), data, parse_config(data), load_config(path)):
             with Ensemble.from_config(config) as ensemble:
                 fuse = ensemble.generator
-                assert (fuse.name, fuse.pool, ensemble.n_ctx()) == ("pair", "log-linear", 256)
+                assert isinstance(fuse, Fuse)  # bytes, were it not for the pool
+                assert (fuse.name, fuse.pool.kind) == ("pair", "log-linear")
+                assert ensemble.n_ctx() == 256
                 assert [member.name for member in fuse.members] == ["smol", "second"]
                 assert fuse.weights == pytest.approx([0.75, 0.25])
                 answers.append(ensemble("Once upon a time", max_tokens=8)["choices"][0]["text"])
@@ -113,7 +118,7 @@ class TestProblems:
         ("text", "key", "message"),
         [
             ("poool = 'linear'", "poool", "did you mean 'pool'?"),
-            ("wibble = 1", "wibble", "known: strategy, name, pool, gate"),
+            ("wibble = 1", "wibble", "known: strategy, name, preset, pool, floor"),
             ("[[members]]\nmodel = 'a.gguf'", "members", "did you mean 'member'?"),
             ("[[member]]\nmodle = 'a.gguf'", "member.0.modle", "did you mean 'model'?"),
             ("[sampling]\ntemprature = 1", "sampling.temprature", "did you mean 'temperature'?"),
@@ -123,7 +128,13 @@ class TestProblems:
             ("floor = 1.0", "floor", "not 1.0"),
             ("[sampling]\ntop_p = 2", "sampling.top_p", "not 2"),
             ("[sampling]\nseed = -2", "sampling.seed", "not -2"),
-            ("[[member]]\nmodel = 'a'\nweight = -1", "member.0.weight", "not -1"),
+            ("draft_length = 0", "draft_length", "not 0"),
+            ("beam = 0", "beam", "not 0"),
+            ("beam = 128", "beam", "not 128"),
+            ("prune = 1", "prune", "not 1"),
+            ("union_top = 0", "union_top", "not 0"),
+            ("preset = 3", "preset", "not 3"),
+            ("threshold = nan", "threshold", "not nan"),
             ("[[member]]\nmodel = 'a'\nweight = nan", "member.0.weight", "not nan"),
             ("[[member]]\nmodel = 'a'\nn_ctx = 'big'", "member.0.n_ctx", "not 'big'"),
             ("[[member]]\nmodel = 'a'\nn_threads = 0", "member.0.n_threads", "not 0"),

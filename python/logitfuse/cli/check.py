@@ -41,6 +41,10 @@ not larger than the list; otherwise the first average is taken over fewer values
 """
 #: Members whose bits per byte differ by more than this share rarely gain from equal weights.
 _GAP = 0.10
+#: Where so large a share of boundaries and tokens is common, fusing tokens loses next to nothing.
+_COMMON = 0.97
+#: Where a smaller share of the tokens used has a twin, the others are worth a projection.
+_TWINS = 0.9
 
 
 def check(
@@ -51,6 +55,8 @@ def check(
     models: ModelOptions | None = None,
 ) -> None:
     """Tell whether models fit together: tokens, boundaries, templates, memory, bits per byte.
+
+    Says which strategy and alignment suit them.
 
     Examples:
 
@@ -133,11 +139,38 @@ def _describe(
             "boundaries": coverage.boundaries.tolist(),
             "common_boundaries": coverage.common,
         },
+        "suits": _suits(alignment, coverage),
         "memory": {
             "needed_bytes": sum(m["weight_bytes"] + m["cache_bytes"] for m in members),
             "available_bytes": available_memory(),
         },
     }
+
+
+def _suits(alignment: Alignment, coverage: Coverage) -> dict[str, str]:
+    """The strategy and alignment that these vocabularies call for, and why."""
+    assert coverage.emitted is not None
+    assert coverage.common is not None
+    twins = float(coverage.emitted.min())
+    if alignment.identical:
+        strategy, reason = "fuse", "there is one vocabulary, so nothing is lost token by token"
+    elif min(coverage.common, twins) >= _COMMON:
+        strategy = "fuse"
+        reason = (
+            f"{output.percent(coverage.common)} of the boundaries are common and at least "
+            f"{output.percent(twins)} of the tokens used have twins, so tokens are nearly as good "
+            "as bytes and cost less"
+        )
+    else:
+        strategy = "bytes"
+        reason = (
+            f"{output.percent(coverage.common)} of the boundaries are common and as few as "
+            f"{output.percent(twins)} of the tokens used have twins, which costs nothing byte by "
+            "byte; if forward passes are dear, --alignment prefix-mass needs fewer"
+        )
+        if twins < _TWINS:
+            reason += ", and if it has to be tokens, --alignment embedding finds the others a place"
+    return {"strategy": strategy, "alignment": "exact", "reason": reason}
 
 
 def _score(config: FuseConfig, report: dict[str, Any], text: bytes) -> None:
@@ -234,6 +267,12 @@ def _print_fit(report: dict[str, Any]) -> None:
         output.out.print(
             f"common to all: {output.percent(coverage['common_boundaries'])} of the boundaries"
             + (" (one vocabulary)" if report["identical_vocabularies"] else "")
+        )
+        suits = report["suits"]
+        output.out.print(
+            f"suits: --strategy {suits['strategy']} --alignment {suits['alignment']}, as "
+            f"{suits['reason']}",
+            markup=False,
         )
     memory = report["memory"]
     available = memory["available_bytes"]

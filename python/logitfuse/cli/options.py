@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from logitfuse.config import FuseConfig, load_config, parse_config
+from logitfuse.config import FuseConfig, parse_config, read_config
 from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
 
@@ -120,7 +120,8 @@ class ModelOptions:
         if self.ensemble is not None:
             if self.model or self.hf_repo:
                 raise ConfigError("give either -e/--ensemble or -m/-hf, not both")
-            data = load_config(self.ensemble).model_dump(exclude_unset=True)
+            data = read_config(self.ensemble)
+            parse_config(data, path=self.ensemble)  # what is wrong with it is said of the file
         else:
             sources = [{"model": m} for m in self.model] + [{"hf": h} for h in self.hf_repo]
             if not sources:
@@ -131,7 +132,10 @@ class ModelOptions:
         for key in _PARTS:
             if getattr(self, key) is not None:
                 data[key] = getattr(self, key)
-        data |= dict(_setting(text) for text in self.set)
+        settings = dict(_setting(text) for text in self.set)
+        if "member" in settings:
+            raise ConfigError("--set does not set members; give -m, -hf or -e")
+        data |= settings
         self._set_members(data["member"])
         return parse_config(data)
 

@@ -37,13 +37,20 @@ def presets(name: str | None = None, *, json: Flag = False) -> None:
         preset = chosen[name]
         output.out.print(f"{name}: {preset.method}\n{preset.cell}", markup=False)
         output.out.print(_parts(preset.parts), markup=False)
+        if preset.weights:
+            output.out.print(f"weights: {', '.join(map(str, preset.weights))}", markup=False)
+        if preset.one_vocabulary:
+            output.out.print("for members with one tokenizer", markup=False)
         output.out.print(preset.differs, markup=False)
         return
     rows = [
         (key, preset.cell, preset.method, _parts(preset.parts))
         for key, preset in sorted(PRESETS.items(), key=lambda item: (item[1].cell, item[0]))
     ]
-    output.out.print(output.table("", ("preset", "survey cell", "method", "parts"), rows))
+    table = output.table("", ("preset", "survey cell", "method", "parts"), rows)
+    for column in table.columns:
+        column.justify = "left"  # no figures
+    output.out.print(table)
 
 
 def _parts(parts: Mapping[str, Any]) -> str:

@@ -164,8 +164,8 @@ class Bytes(Engine):
             self._together(self._wake)
             fused, index = self._read(reply, sampler, request)
         step = self._make_step(fused, index, request, reply)
-        self._excluded = self._search.spelled(step.symbol)
-        sampler.accept(step.symbol)
+        self._excluded = self._search.spelled(fused.symbol(index))
+        sampler.accept(fused.symbol(index))
         self._count(step, [0.0 if math.isnan(p) else 1.0 for p in step.member_logprobs])
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
@@ -209,7 +209,8 @@ class Bytes(Engine):
             # All that a bias touches may be forbidden: something else must be listed.
             n = min(_core.ALL, max(depth, wanted) + len(touched))
             fused = self._search.candidates(n, touched)
-            sampler.process(fused)
+            if not self._process(sampler, fused, whole=n == _core.ALL):
+                continue
             listed = min(wanted, len(fused))
             if n < _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
@@ -234,7 +235,7 @@ class Bytes(Engine):
             decision = "agree"
         listed = range(min(request.top_logprobs, len(fused)))
         return Step(
-            symbol=symbol,
+            symbol=symbol if symbol < len(self.alignment) else -1,
             unit=unit_of(symbol),
             logprob=fused.logprob(index),
             member_logprobs=own,

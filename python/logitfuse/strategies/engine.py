@@ -293,6 +293,17 @@ class Engine(ABC):
         self.stats.sync_s += time.perf_counter() - started - decoding
         return results
 
+    @staticmethod
+    def _process(sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
+        """Penalties and biases; False: they forbid all that is listed, but it is not the whole."""
+        try:
+            sampler.process(fused)
+        except FusionError:
+            if whole:
+                raise
+            return False
+        return True
+
     def _count(self, step: Step, votes: Sequence[float]) -> None:
         self.stats.decisions[step.decision] += 1
         self.stats.ends += not step.unit

@@ -143,7 +143,9 @@ class TokenEngine(Engine):
             fused = self._pool.candidates(top, sampler.touched)
             if self._projects:
                 fused.close()
-            sampler.process(fused)
+            whole = top == _core.ALL or self._projects
+            if not self._process(sampler, fused, whole=whole):
+                continue
             listed = min(wanted, len(fused))
             if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
