@@ -66,6 +66,8 @@ void bind_bytes(py::module_& m) {
           },
           "bytes"_a)
       .def("wake", &ByteBeam::wake)
+      .def("expect", &ByteBeam::expect, "id"_a, "token"_a)
+      .def("take_kept", &ByteBeam::take_kept)
       .def_property_readonly("waiting", &ByteBeam::waiting)
       .def_property_readonly("dead", &ByteBeam::dead)
       .def_property_readonly("wanted",

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "logitfuse/error.hpp"
 #include "logitfuse/kernels.hpp"
@@ -162,6 +163,18 @@ std::size_t ByteBeam::push(std::string_view bytes) {
   return bytes.size();
 }
 
+void ByteBeam::expect(std::int32_t id, std::int32_t token) {
+  expected_id_ = id;
+  expected_token_ = token;
+}
+
+// The expected path, or the one that it will come from.
+bool ByteBeam::expected(const Branch& branch) const {
+  return live_[branch.from].id == expected_id_ && (!branch.ends || branch.token == expected_token_);
+}
+
+double ByteBeam::take_kept() { return std::exchange(kept_, 1.0); }
+
 double ByteBeam::waiting() const {
   double share = 0.0;
   for (const Hypothesis& hypothesis : live_) {
@@ -228,7 +241,7 @@ void ByteBeam::merge() {
     for (const Branch& light : branches_) {
       const bool same = light.ends && light.token == heavy.token &&
                         live_[light.from].token == before && light.from != heavy.from;
-      if (!same || light.mass <= 0.0 || light.mass > heavy.mass) continue;
+      if (!same || light.mass <= 0.0 || light.mass > heavy.mass || expected(light)) continue;
       if (light.mass > kMerged * options_.prune * total_) continue;
       heavy.mass += light.mass;
       branches_[static_cast<std::size_t>(&light - branches_.data())].mass = 0.0;
@@ -239,13 +252,18 @@ void ByteBeam::merge() {
 void ByteBeam::step(std::uint8_t byte) {
   branch_out(byte);
   merge();
-  std::erase_if(branches_, [&](const Branch& branch) { return branch.mass <= total_ * kNothing; });
-  std::stable_sort(branches_.begin(), branches_.end(),
-                   [](const Branch& a, const Branch& b) { return a.mass > b.mass; });
+  std::erase_if(branches_, [&](const Branch& branch) {
+    return branch.mass <= (expected(branch) ? 0.0 : total_ * kNothing);
+  });
+  std::stable_sort(branches_.begin(), branches_.end(), [this](const Branch& a, const Branch& b) {
+    const bool first = expected(a);
+    return first != expected(b) ? first : a.mass > b.mass;
+  });
   const auto width = static_cast<std::size_t>(options_.width);
   if (branches_.size() > width) branches_.resize(width);
   double kept = 0.0;
   for (const Branch& branch : branches_) kept += branch.mass;
+  if (total_ > 0.0) kept_ *= kept / total_;
 
   next_.clear();
   std::vector<bool> goes_on(live_.size(), false), is_parent(live_.size(), false);
@@ -259,7 +277,7 @@ void ByteBeam::step(std::uint8_t byte) {
     fresh.share = branch.mass / kept;
     fresh.parent = live_[branch.from].id;
     fresh.token = branch.token;
-    fresh.waits = branch.mass < total_ * options_.prune;
+    fresh.waits = branch.mass < total_ * options_.prune && !expected(branch);
     is_parent[branch.from] = fresh.waits;
     if (!fresh.waits) wanted_.push_back({fresh.id, fresh.parent, fresh.token});
     next_.push_back(std::move(fresh));

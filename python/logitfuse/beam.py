@@ -8,6 +8,7 @@ its cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,11 +25,8 @@ from logitfuse.member import Member
 #: Tokens at the end of a prompt that may be read in another way than they are written: "token
 #: healing", for prompts that end inside a word or with a space.
 _HEAL = 6
-#: A byte with a log-probability (nats) below this may be one that only a pruned path can spell.
-_STRANGE = -9.0
-#: How much is pruned when such a byte is reconsidered: at 1e-4 the canonical tokens of a word that
-#: is seldom split as they are (" ind", "iv", "isible") are still lost, and 11 nats with them.
-_CAREFUL = 1e-6
+#: How much is pruned where a byte is reconsidered.
+_CAREFUL = 1e-3
 #: What `llama_decode` returns where the context has no room left.
 _FULL = 1
 #: Trunk tokens decoded at a time: 32 rows of 262,144 logits are 32 MiB.
@@ -152,12 +150,12 @@ class Beam:
                 key="width",
             )
         self._prune = prune
-        #: Bytes below this are worth another look: none, where next to nothing is pruned.
-        self._strange = _STRANGE if prune > _CAREFUL else -np.inf
         self._prompt: list[int] = []
         self._free: list[int] = []
         self._paths: dict[int, _Path] = {}
         self._plan: list[int] = []  # the trunk's tokens, decoded or not
+        self._known: list[int] = []  # the canonical tokens of the text, as far as it is known
+        self._canonical = -1  # the hypothesis that follows them
         self._rows: dict[int, Row] = {}  # copies, by how many trunk tokens they have seen
 
     @property
@@ -259,6 +257,7 @@ class Beam:
         """
         member, plan = self.member, list(tokens)
         member.require_room(plan)
+        self._known = plan.copy()
         by_state = member.model.remembers_by_state
         if start is None:
             start = len(plan) if by_state else self._heal_from(plan)
@@ -274,7 +273,14 @@ class Beam:
         self.core.take_dropped()
         self._paths[root] = _Path(0, start)
         self.core.row(root, member.row)
+        self._expect(root)
         return rest
+
+    def _expect(self, canonical: int) -> None:
+        """Follow the tokens that the text is known to have, however improbable they are."""
+        self._canonical = canonical
+        following = self._known[self._paths[canonical].n_tokens :]
+        self.core.expect(canonical, following[0] if following else -1)
 
     def _heal_from(self, tokens: Sequence[int]) -> int:
         start = len(tokens)
@@ -289,13 +295,14 @@ class Beam:
         ----------
         text : bytes
         out : float32 array, shape ``[len(text), 257]``, optional
-            Filled with the log-probabilities of the byte (and the end) at each place, nats.
+            Filled with the log-probabilities of the byte (and the end) at each place, nats.  That
+            of the byte that came is less by what was pruned there: all that is lost is counted.
 
         Returns
         -------
         int
-            How many bytes were taken: all, or those before the one that no path can spell (with
-            `out`, also one that seems next to impossible); the beam is of no use until `begin`.
+            How many bytes were taken: all, or those before the one that no path can spell; then
+            the beam is of no use until `begin`.
 
         Raises
         ------
@@ -307,9 +314,10 @@ class Beam:
                 at += self.core.push(text[at:])
             else:
                 self.core.next(out[at])
-                if out[at, text[at]] < self._strange:
-                    return at
-                at += self.core.push(text[at : at + 1])
+                self.core.take_kept()
+                if self.core.push(text[at : at + 1]):
+                    out[at, text[at]] += math.log(self.core.take_kept())
+                    at += 1
             self._decode_wanted()
         return max(0, at - 1) if self.core.dead else at
 
@@ -322,11 +330,15 @@ class Beam:
             if path.branch == 0 and self._plan[path.n_tokens : path.n_tokens + 1] == [token]:
                 self._paths[wanted] = _Path(0, path.n_tokens + 1)
                 self.core.row(wanted, self._trunk_row(path.n_tokens + 1))
+                if parent == self._canonical:
+                    self._expect(wanted)
                 continue
             branch = self._free.pop()
             context.fork(path.branch, branch, path.n_tokens if path.branch == 0 else -1)
             self._paths[wanted] = _Path(branch, path.n_tokens + 1)
             ids.append(wanted)
+            if parent == self._canonical and self._known[path.n_tokens :][:1] == [token]:
+                self._expect(wanted)
         if ids:
             self._decode_branches(ids, {w: token for w, _, token in self.core.wanted})
         for dropped in self.core.take_dropped():

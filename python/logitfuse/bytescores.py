@@ -1,4 +1,8 @@
-"""A text as a member sees it byte by byte: its belief in every next byte, exact but for pruning."""
+"""A text as a member sees it byte by byte: its belief in every next byte, exact but for pruning.
+
+The canonical tokens of the text are always followed, and whatever is pruned is counted as lost: the
+probability of the text is never more than the exact one.
+"""
 
 from __future__ import annotations
 

@@ -90,6 +90,13 @@ class ByteBeam {
   /// were taken.  Throws FusionError if rows are wanted.
   std::size_t push(std::string_view bytes);
 
+  /// Until called again: the path that is this token behind this hypothesis is followed however
+  /// little of the text it has (kNone: none).  For texts whose tokens are known beforehand.
+  void expect(std::int32_t id, std::int32_t token);
+
+  /// The share of the text that has survived pruning since the last call.
+  double take_kept();
+
   /// Wants the rows of all waiting paths.
   void wake();
 
@@ -126,6 +133,7 @@ class ByteBeam {
     std::int32_t token;  // of a path that ends
   };
 
+  bool expected(const Branch& branch) const;
   bool resolve(std::uint8_t byte);
   void branch_out(std::uint8_t byte);
   void merge();
@@ -139,6 +147,8 @@ class ByteBeam {
   std::vector<std::int32_t> held_;  // ended, but a waiting path may still fork from them
   std::vector<Branch> branches_;
   double total_ = 0.0;  // mass of all branches
+  double kept_ = 1.0;
+  std::int32_t expected_id_ = kNone, expected_token_ = kNone;
   std::vector<Wanted> wanted_;
   std::vector<std::int32_t> dropped_;
   std::vector<std::vector<double>> spare_;  // prefix sums to use again
