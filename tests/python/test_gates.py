@@ -159,6 +159,7 @@ def test_features_are_those_of_the_oracle(logits: list[float], shift: float) -> 
     row = np.array(logits, np.float32) + np.float32(shift)
     pool.read([row, None], [1.0, 0.0])
     found = RowFeatures(pool, len(alignment), row)
+    assert found.row is row
     names = [kind.name.lower() for kind in kinds]
     expected = np.sort(list(reference.member_logprobs(row, tokens, names).values()))[::-1]
     assert found.logprob == pytest.approx(expected[0], abs=1e-5)
