@@ -432,11 +432,15 @@ def markdown(title: str, exam: Exam, lines: Sequence[Line]) -> str:
     parts = [f"**{title}: {' + '.join(exam.names)}**, {counts}\n", rows(head, body), ""]
     ensembles = [own for own in lines if own.name not in exam.names]
     losers = [own.name for own in ensembles if own.over_best.high < 0]
-    parts.append(f"Worse than the best member over all questions: {'; '.join(losers) or 'none'}.")
+    unclear = [own.name for own in ensembles if own.over_best.low <= 0 <= own.over_best.high]
+    parts.append(f"Clearly worse than the best member over all: {'; '.join(losers) or 'none'}.")
+    parts.append(f"Neither clearly worse nor better: {'; '.join(unclear) or 'none'}.")
     for own in ensembles:
         if own.losses:
             where = ", ".join(f"{d} ({one.mean:+.0%})" for d, one in own.losses.items())
-            parts.append(f"* {own.name} loses to the best member of the domain on {where}.")
+            parts.append(
+                f"* {own.name} is clearly worse than the best member of the domain on {where}."
+            )
     return "\n".join(parts)
 
 

@@ -125,6 +125,6 @@ def test_the_table(exam: Exam) -> None:
     lines = accuracy.compare(exam)
     printed = accuracy.markdown("pair", exam, lines)
     assert all(f"| {name} |" in printed for name in accuracy.rules(exam.names))
-    assert "Worse than the best member" in printed
+    assert "Clearly worse than the best member" in printed
     json.dumps([asdict(line) for line in lines])
     assert len(accuracy.some(2)) == 2 * len({one.domain for one in accuracy.some(None)})

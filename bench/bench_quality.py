@@ -95,8 +95,9 @@ def test_losers_are_named(material: Material) -> None:
     chosen = {name: chosen[name] for name in ("a", "b", "bad")}
     table = quality.compare("pair", material, chosen)
     assert [line.name for line in table.losers()] == ["bad"]
-    first, *where = quality.verdicts(table)
-    assert first.endswith("bad.")
+    first, unclear, *where = quality.verdicts(table)
+    assert first.endswith(": bad.")
+    assert unclear.endswith(": none.")
     assert len(where) == 1
     assert "four" in where[0]
 

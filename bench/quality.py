@@ -226,13 +226,19 @@ def markdown(table: Table) -> str:
 
 def verdicts(table: Table) -> Iterable[str]:
     """Which ensembles lose to the best member, over all and where."""
-    names = [own.name for own in table.losers()]
-    yield f"Worse than the best member over all texts: {'; '.join(names) or 'none'}."
+    losers = [own.name for own in table.losers()]
+    unclear = [
+        own.name
+        for own in table.lines
+        if own.name not in (*table.members, *losers) and own.over_best.low <= NOTICEABLE
+    ]
+    yield f"Clearly worse than the best member over all texts: {'; '.join(losers) or 'none'}."
+    yield f"Neither clearly worse nor better: {'; '.join(unclear) or 'none'}."
     for own in table.lines:
         if own.name in table.members or not own.losses:
             continue
         where = ", ".join(f"{domain} ({one.mean:+.3f})" for domain, one in own.losses.items())
-        yield f"* {own.name} loses to the best member of the text on {where}."
+        yield f"* {own.name} is clearly worse than the best member of the text on {where}."
 
 
 def markdown_grid(title: str, grid: Mapping[str, float]) -> str:
