@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from logitfuse.beam import PRUNE, WIDTH
 from logitfuse.bytescores import ByteScores, score_bytes
+from logitfuse.config import PRUNE, WIDTH
 from logitfuse.member import Member
 from rich.console import Console
 from rich.progress import Progress
@@ -20,7 +20,7 @@ DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: Tokens of context: texts of 4 kB fit one window, and SmolLM2 goes no further than it was trained.
 N_CTX = 4096
 #: Of `score_bytes`; another one when its figures change.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

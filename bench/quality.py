@@ -90,9 +90,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for the matrices")
     parser.add_argument("--weak", type=Path, help="a GGUF file for the unequal ensembles")
+    parser.add_argument("--bytes", type=int, default=4096, help="of every text (4096: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    tables, grids = measure(read(ByteCache(options.cache), options.weak))
+    tables, grids = measure(read(ByteCache(options.cache), options.weak, options.bytes))
     if options.json:
         plain = {"tables": [as_dict(table) for table in tables], "online": grids}
         print(json.dumps(plain, indent=1))
@@ -112,12 +113,13 @@ def members(weak: Path | None) -> tuple[dict[str, Path], dict[str, tuple[str, ..
     return files, sets
 
 
-def read(cache: ByteCache, weak: Path | None) -> dict[str, Material]:
-    """The sets of members, scored on all texts."""
+def read(cache: ByteCache, weak: Path | None, size: int) -> dict[str, Material]:
+    """The sets of members, scored on the beginnings of all texts."""
     files, sets = members(weak)
-    scores = {name: cache.scores(file, texts()) for name, file in files.items()}
+    cut = {d: text[:size].decode("utf-8", "ignore").encode() for d, text in texts().items()}
+    scores = {name: cache.scores(file, cut) for name, file in files.items()}
     return {
-        title: Material(names, {d: [scores[name][d] for name in names] for d in texts()})
+        title: Material(names, {d: [scores[name][d] for name in names] for d in cut})
         for title, names in sets.items()
     }
 
