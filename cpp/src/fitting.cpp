@@ -17,6 +17,7 @@ namespace {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr std::int32_t kMaxIterations = 10000;
+constexpr double kFlat = 1e-3;  // where a step of 1e-15 means that nothing is left to gain
 
 // First and second derivative along a line.
 struct Slope {
@@ -239,8 +240,11 @@ void exchange(const Objective& objective, std::vector<double>& w, std::size_t to
     const Slope slope = objective.slope(w, to, from);
     (slope.first > 0.0 ? low : high) = at;
     double next = at - slope.first / slope.second;
+    if (std::abs(next - at) <= 1e-15) {
+      if (std::abs(slope.first) < kFlat) return;
+      next = kNaN;  // beside a pole, where a weight that somebody needs is next to 0
+    }
     if (!(next >= low && next <= high)) next = 0.5 * (low + high);
-    if (std::abs(next - at) <= 1e-15) return;
     at = next;
   }
 }

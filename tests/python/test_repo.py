@@ -186,7 +186,7 @@ class TestReadme:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
         known = {
             name
-            for command in ("run", "chat", "check", "bench", "info", "demo")
+            for command in ("run", "chat", "check", "fit", "bench", "info", "demo")
             for argument in app[command].assemble_argument_collection()
             for name in argument.names
         }
