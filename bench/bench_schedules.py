@@ -30,7 +30,7 @@ def test_decode_times(members: list[Member]) -> None:
 
 
 def test_compare(members: list[Member], capsys: pytest.CaptureFixture[str]) -> None:
-    runs = schedules.compare(members, n_tokens=8, rounds=1, drafts=(2,), threads=1)
+    runs = schedules.compare(members, n_tokens=8, rounds=1, drafts=(2,))
     assert runs["draft 2"].text == runs["lazy, certain"].text == runs["eager"].text
     assert runs["eager"].ratios == [1.0]
     curves = [{1: 1.0, 2: 1.5}, {1: 2.0, 2: 3.0}]

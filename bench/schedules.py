@@ -34,7 +34,7 @@ PROMPT = (
     "quay came the smell of bread. Nobody had yet gone out to sea. "
 )
 SIZES = (1, 2, 4, 8)
-DRAFTS = (2, 4, 8)
+DRAFTS = (1, 3, 7)
 PURE = SamplingParams(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)
 
 #: Seconds of one decode of so many tokens, one function per member.
@@ -113,12 +113,11 @@ def compare(
     n_tokens: int,
     rounds: int,
     drafts: Sequence[int] = DRAFTS,
-    threads: int | None = None,
 ) -> dict[str, Run]:
     """All schedules in turns."""
     eager = Fuse(members, weights=WEIGHTS)
-    options = {k: DraftOptions(length=k, drafter=0, adapt=False, threads=threads) for k in drafts}
-    adaptive = DraftOptions(threads=threads)
+    options = {k: DraftOptions(length=k, drafter=0, adapt=False) for k in drafts}
+    adaptive = DraftOptions()
     schedules: dict[str, Generator] = {
         "eager": eager,
         "lazy, certain": Fuse(members, weights=WEIGHTS, schedule="lazy", solo=Certain()),

@@ -228,6 +228,13 @@ void bind_pool(py::module_& m) {
              return symbols;
            })
       .def(
+          "draw",
+          [](const Pool& pool, double place) {
+            const py::gil_scoped_release released;
+            return pool.draw(place);
+          },
+          "place"_a)
+      .def(
           "candidates",
           [](Pool& pool, std::int32_t top, const std::vector<std::int32_t>& forced) {
             const py::gil_scoped_release released;

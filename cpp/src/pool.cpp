@@ -133,6 +133,31 @@ float Pool::logprob(std::size_t m, std::int32_t symbol) const {
   return token == kNone ? -kInf : token_logprob(members_[m], alignment_->vocab(m), token);
 }
 
+std::int32_t Pool::draw(double place) const {
+  std::int32_t last = kNone;
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    const Member& member = members_[m];
+    if (!member.present) continue;
+    const bool here = place < member.weight;
+    // Behind the last member only by rounding: then its last token it is.
+    double left = (here ? place / member.weight : 1.0) * member.sum;
+    if (!here) place -= member.weight;
+    float mass[kBlock];
+    for (const Block block : member.blocks) {
+      const auto n = static_cast<std::size_t>(block.end - block.begin);
+      kernels().exp_shifted(member.row + block.begin, n, member.max, 1.0F, mass);
+      for (std::size_t k = 0; k < n; ++k) {
+        if (mass[k] == 0.0F) continue;
+        last = alignment_->symbol(m, block.begin + static_cast<std::int32_t>(k));
+        left -= static_cast<double>(mass[k]);
+        if (here && left < 0.0) return last;
+      }
+    }
+    if (here) return last;
+  }
+  return last;
+}
+
 std::int32_t Pool::best(std::size_t m) const {
   const Member& member = members_[m];
   if (!member.present) return kNone;

@@ -44,25 +44,21 @@ class DraftOptions:
     adapt : bool
         Choose the length, 0 included, that promises most units per second by the times measured so
         far; else always draft `length` units.
-    threads : int or None
-        For a member that decodes alone; None: those of all members together.
 
     Raises
     ------
     ConfigError
-        A length or a number of threads below 1; a drafter for n-grams.
+        A length below 1; a drafter for n-grams.
     """
 
     length: int = 8
     drafter: str | int | None = None
     ngrams: bool = False
     adapt: bool = True
-    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for key, value in (("length", self.length), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"draft {key} must be at least 1, not {value}", key=key)
+        if self.length < 1:
+            raise ConfigError(f"draft length must be at least 1, not {self.length}", key="length")
         if self.ngrams and self.drafter is not None:
             raise ConfigError("n-grams of the text need no drafter; give only one", key="drafter")
 
@@ -126,8 +122,6 @@ class Draft(Lazy):
             )
         self.options = options
         self._drafter = drafter
-        self._own_threads = {i: crew.members[i].context.n_threads for i in crew.running}
-        self._all_threads = options.threads or sum(self._own_threads.values())
         self._costs = {i: Costs() for i in crew.running}
         self._alone = Costs()  # of the drafter with the threads of all
         #: Estimated share of drafted units that are said.
@@ -282,17 +276,11 @@ class Draft(Lazy):
         return here, 1
 
     def _go(self, targets: dict[int, tuple[Place, int]]) -> None:
-        """Let members decode, with all threads if it is only one, and time them."""
+        """Let members decode, and time them."""
         members = self._crew.members
         before = {i: (members[i].stats.decoded_tokens, members[i].stats.decode_s) for i in targets}
         alone = len(targets) == 1
-        for i in targets if alone else ():
-            members[i].context.set_threads(self._all_threads)
-        try:
-            self._crew.together(lambda i: members[i].go(*targets[i]), targets)
-        finally:
-            for i in targets:
-                members[i].context.set_threads(self._own_threads[i])
+        self._crew.together(lambda i: members[i].go(*targets[i]), targets)
         for i, (tokens, seconds) in before.items():
             costs = self._alone if alone and i == self._drafter else self._costs[i]
             costs.observe(

@@ -14,6 +14,7 @@ from hypothesis import settings
 from lockstep import PAIRS, Load, Models, OneByOne
 from logitfuse import _core
 from logitfuse.member import Member
+from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.fuse import Fuse
 from tiny import write_tiny
 
@@ -21,6 +22,8 @@ from tiny import write_tiny
 # busy machine is not a bug.
 settings.register_profile("untimed", settings(deadline=None))
 settings.load_profile("untimed")
+# Teams of OpenMP threads are catastrophically slow where other processes share the cores.
+Engine.threads_alone = 1
 
 
 class Recipe(NamedTuple):

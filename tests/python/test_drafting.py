@@ -22,7 +22,7 @@ SHARP = SamplingParams(temperature=0.3, seed=5)
 
 
 def drafted(length: int, **options: Any) -> DraftOptions:
-    return DraftOptions(length=length, adapt=False, threads=1, **options)
+    return DraftOptions(length=length, adapt=False, **options)
 
 
 SAMPLINGS = {"greedy": GREEDY, "sampled": SEEDED, "sharp": SHARP}
@@ -54,7 +54,7 @@ class TestEqualsEager:
 
     def test_adapting(self, steady: Load, names: Sequence[str], sampling: str) -> None:
         members = [steady(name, k) for k, name in enumerate(names)]
-        draft = Fuse(members, schedule="draft", draft=DraftOptions(threads=1))
+        draft = Fuse(members, schedule="draft", draft=DraftOptions())
         check_equal(draft, Fuse(members), SAMPLINGS[sampling], max_tokens=60)
 
     @pytest.mark.parametrize("solo", [Primary(0.05), Certain()], ids=["primary", "certain"])
@@ -176,7 +176,7 @@ class TestEstimates:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("options", [{"length": 0}, {"threads": 0}])
+    @pytest.mark.parametrize("options", [{"length": 0}, {"length": -1}])
     def test_numbers(self, options: dict[str, int]) -> None:
         with pytest.raises(ConfigError, match="at least 1, not 0") as caught:
             DraftOptions(**options)

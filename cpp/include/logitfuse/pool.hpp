@@ -93,6 +93,11 @@ class Pool {
   /// The symbol that a member alone would choose; kNone for an absent member.
   std::int32_t best(std::size_t member) const;
 
+  /// The symbol at this place, 0 <= place < 1, of all tokens of all members laid out one behind the
+  /// other, each as long as it is probable: a draw from the linear pool (not adapted), without
+  /// listing anything.
+  std::int32_t draw(double place) const;
+
   /// The symbols among the `top` best tokens of any member, the end symbol and the `forced` ones,
   /// scored by all members; of a contrast also the best of its base.  Symbols of probability 0 are
   /// left out.  Throws FusionError when none is left (members that exclude each other).

@@ -33,6 +33,11 @@ from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
 
+#: Where members decode that take turns, of all engines.  Each thread that calls OpenMP has a team of
+#: its own whose idle threads spin, and as soon as all teams have more threads than there are cores,
+#: every one of them is throttled: decoding becomes two to three times slower.
+_TURNS = ThreadPoolExecutor(1, thread_name_prefix="logitfuse-turns")
+
 
 @dataclass
 class RunStats:
@@ -114,6 +119,9 @@ class Engine(ABC):
     ConfigError
         No members.
     """
+
+    #: Threads of a member that decodes while the others wait; None: those of all that run.
+    threads_alone: int | None = None
 
     def __init__(
         self,
@@ -276,16 +284,25 @@ class Engine(ABC):
     def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
         """Run `move` for these members (all that run), each in its own thread.
 
+        A member that moves alone gets the cores of all.
         Ctrl-C does not reach those threads.
         """
         chosen = self._running if who is None else list(who)
         started = time.perf_counter()
         before = [self.members[i].stats.decode_s for i in chosen]
-        futures = [self._threads[i].submit(move, i) for i in chosen]
+        alone = len(chosen) == 1 < len(self._running)
+        contexts = [self.members[i].context for i in chosen]
+        own = [context.n_threads for context in contexts]
+        if alone:
+            running = sum(self.members[i].context.n_threads for i in self._running)
+            contexts[0].set_threads(self.threads_alone or running)
+        futures = [(_TURNS if alone else self._threads[i]).submit(move, i) for i in chosen]
         try:
             results = [future.result() for future in futures]
         finally:
             wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
+            for context, threads in zip(contexts, own, strict=True):
+                context.set_threads(threads)
         decoding = max(
             self.members[i].stats.decode_s - was for i, was in zip(chosen, before, strict=True)
         )

@@ -21,6 +21,8 @@ AlignmentName: TypeAlias = Literal["exact", "embedding"]
 
 #: Candidates per member that are listed, in turn, until no unlisted one could matter.
 _DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
+#: Draws from the whole pool; if none of them may follow the text, candidates are listed.
+_DRAWS = 100
 #: Of projected distributions these are all there is, as in EVA: what an unlisted token might add to
 #: a symbol through its embedding cannot be ruled out, only left out.
 _PROJECTED = 320
@@ -139,6 +141,11 @@ class TokenEngine(Engine):
     ) -> tuple[_core.Fused, int]:
         """Pool and draw, listing more candidates until no unlisted one could matter."""
         wanted = request.top_logprobs
+        linear = self.pool.kind == "linear" and not self.pool.union_top and not self._projects
+        for _ in range(_DRAWS if sampler.plain and linear and not wanted else 0):
+            symbol = self._pool.draw(sampler.uniform())
+            if self._may_follow(reply, symbol, request):
+                return self._pool.score(symbol), 0
         for top in (_PROJECTED,) if self._projects else _DEPTHS:
             fused = self._pool.candidates(top, sampler.touched)
             if self._projects:
