@@ -178,7 +178,7 @@ class TestEstimates:
 class TestRefusals:
     @pytest.mark.parametrize("options", [{"length": 0}, {"length": -1}])
     def test_numbers(self, options: dict[str, int]) -> None:
-        with pytest.raises(ConfigError, match="at least 1, not 0") as caught:
+        with pytest.raises(ConfigError, match="at least 1, not") as caught:
             DraftOptions(**options)
         assert caught.value.key in options
 

@@ -33,9 +33,9 @@ from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
 
-#: Where members decode that take turns, of all engines.  Each thread that calls OpenMP has a team of
-#: its own whose idle threads spin, and as soon as all teams have more threads than there are cores,
-#: every one of them is throttled: decoding becomes two to three times slower.
+#: Where members decode that take turns, of all engines.  Each thread that calls OpenMP has a team
+#: of its own whose idle threads spin, and as soon as all teams have more threads than there are
+#: cores, every one of them is throttled: decoding becomes two to three times slower.
 _TURNS = ThreadPoolExecutor(1, thread_name_prefix="logitfuse-turns")
 
 
