@@ -178,7 +178,7 @@ TEST_CASE("units of two members, by hand") {
   second->begin();
   feed(*second, logs({0.2F, 0.3F, 0.4F, 0.1F}));
   const auto alignment = support::align({one, two});
-  UnitSearch search(alignment, {first, second}, PoolUnit::byte);
+  UnitSearch search(alignment, {first, second}, {});
   const std::vector<double> weights{1.0, 1.0};
   search.read(weights, {});
   const auto found = search.candidates(100, {});
@@ -218,8 +218,9 @@ TEST_CASE("searches of random members do nothing that sanitizers mind") {
     std::vector<double> weights;
     for (const auto& beam : beams) weights.push_back(beam->dead() ? 0.0 : 1.0);
     if (std::count(weights.begin(), weights.end(), 0.0) == 3) continue;
-    UnitSearch search(support::align(vocabs), beams,
-                      round % 3 == 0 ? PoolUnit::unit : PoolUnit::byte);
+    UnitSearch search(
+        support::align(vocabs), beams,
+        UnitSearch::Rule{{}, round % 3 == 0 ? PoolUnit::unit : PoolUnit::byte, nullptr});
     search.read(weights, {});
     for (const std::int32_t n : {1, 5, 1000}) {
       const auto found = search.candidates(n, std::vector<std::int32_t>{0, 1});
