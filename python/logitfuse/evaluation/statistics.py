@@ -15,8 +15,8 @@ _NOTICEABLE = 1e-4
 #: Groups with fewer items are resampled together: alone they would seem more certain than they
 #: are, down to no spread at all for a group of one.
 MIN_STRATUM = 10
-#: Numbers held at a time, so that memory does not grow with the data.
-_CHUNK = 1 << 21
+#: Numbers held at a time: they stay in a cache of 1 MiB.
+_CHUNK = 1 << 17
 
 
 class Interval(NamedTuple):
