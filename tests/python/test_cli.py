@@ -143,7 +143,8 @@ class TestRun:
             assert member["rolled_back_tokens"] >= 0
             assert member["decode_s"] > 0
         times = report["timings"]
-        parts = [times[f"{part}_s"] for part in ("prefill", "decode", "sync", "fuse")]
+        names = ("prefill", "decode", "sync", "fuse", "sample")
+        parts = [times[f"{name}_s"] for name in names]
         assert 0 < sum(parts) <= times["total_s"]
         assert times["load_s"] > 0
         assert report["tokens_per_s"] > 0

@@ -155,7 +155,7 @@ class Bytes(Engine):
             super()._begin(i)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
+        before = self.stats.beside_fuse_s
         started = time.perf_counter()
         fused, index = self._read(reply, sampler, request)
         while self._search.unit(fused.symbol(index)) == b"" and not self._ends(fused, index):
@@ -165,7 +165,8 @@ class Bytes(Engine):
             fused, index = self._read(reply, sampler, request)
         step = self._make_step(fused, index, request, reply)
         self._excluded = self._search.spelled(fused.symbol(index))
-        sampler.accept(fused.symbol(index))
+        with self.stats.sampling():
+            sampler.accept(fused.symbol(index))
         self._count(step, [0.0 if math.isnan(p) else 1.0 for p in step.member_logprobs])
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
@@ -173,8 +174,8 @@ class Bytes(Engine):
             if self.gate is not None:
                 for _ in step.unit:
                     self._history.observe([p / len(step.unit) for p in own])
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
+        beside = self.stats.beside_fuse_s - before
+        self.stats.fuse_s += time.perf_counter() - started - beside
         return step
 
     def _ends(self, fused: _core.Fused, index: int) -> bool:
@@ -201,7 +202,8 @@ class Bytes(Engine):
             excluded=self._excluded,
         )
         if sampler.plain:
-            drawn = self._search.draw(sampler.uniform())
+            with self.stats.sampling():
+                drawn = self._search.draw(sampler.uniform())
             fused = self._search.candidates(max(1, request.top_logprobs))
             return fused, fused.symbols.tolist().index(drawn)
         touched, wanted = sampler.touched, request.top_logprobs
@@ -214,7 +216,8 @@ class Bytes(Engine):
             listed = min(wanted, len(fused))
             if n < _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
-            index = sampler.draw(fused)
+            with self.stats.sampling():
+                index = sampler.draw(fused)
             if index >= 0:
                 return fused, index
         raise FusionError("no unit that may follow the text has any probability left")

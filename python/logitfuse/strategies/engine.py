@@ -6,8 +6,9 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +58,9 @@ class RunStats:
         Of the first member that runs.
     prefill_s : float
         The prompt.
-    decode_s, sync_s, fuse_s : float
+    decode_s, sync_s, fuse_s, sample_s : float
         The steps after it: waiting for the slowest member's `llama_decode`; what members did
-        besides; gates, pool and sampling.
+        besides; gates and pool; penalties, biases and the draw.
     total_s : float
         Everything.
     """
@@ -73,6 +74,7 @@ class RunStats:
     decode_s: float = 0.0
     sync_s: float = 0.0
     fuse_s: float = 0.0
+    sample_s: float = 0.0
     total_s: float = 0.0
 
     @property
@@ -84,6 +86,20 @@ class RunStats:
     def fused_share(self) -> float:
         """Share of steps that only the pool could decide."""
         return self.decisions["fused"] / max(1, self.steps)
+
+    @property
+    def beside_fuse_s(self) -> float:
+        """All that a step does but fusing."""
+        return self.decode_s + self.sync_s + self.sample_s
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Count a block as sampling."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.sample_s += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -310,11 +326,11 @@ class Engine(ABC):
         self.stats.sync_s += time.perf_counter() - started - decoding
         return results
 
-    @staticmethod
-    def _process(sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
+    def _process(self, sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
         """Penalties and biases; False: they forbid all that is listed, but it is not the whole."""
         try:
-            sampler.process(fused)
+            with self.stats.sampling():
+                sampler.process(fused)
         except FusionError:
             if whole:
                 raise

@@ -156,18 +156,19 @@ class Fuse(TokenEngine):
         return stops
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
+        before = self.stats.beside_fuse_s
         started = time.perf_counter()
         self._prepare(reply, sampler, request)
         asked = self._ask(reply, sampler, request)
         step = self._say(asked, reply, sampler, request)
-        sampler.accept(step.symbol)
+        with self.stats.sampling():
+            sampler.accept(step.symbol)
         self._count(step, asked.votes)
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
             self.weigher.observe(own, len(step.unit))
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
+        beside = self.stats.beside_fuse_s - before
+        self.stats.fuse_s += time.perf_counter() - started - beside
         return step
 
     def _ask(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> _Asked:

@@ -75,17 +75,18 @@ class Mix(TokenEngine):
         return super()._prefill(request, sampler)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
+        before = self.stats.beside_fuse_s
         started = time.perf_counter()
         speaker, voter = self._draw()
         votes = [0.0] * len(self.members)
         votes[speaker] = 1.0
         self._read(self._pool, {speaker: voter}, votes)
         step = self._make_step(*self._choose(reply, sampler, request), "led", request)
-        sampler.accept(step.symbol)
+        with self.stats.sampling():
+            sampler.accept(step.symbol)
         self._count(step, votes)
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
+        beside = self.stats.beside_fuse_s - before
+        self.stats.fuse_s += time.perf_counter() - started - beside
         return step
 
     def _draw(self) -> tuple[int, Voter]:
