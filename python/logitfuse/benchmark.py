@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logitfuse.errors import ConfigError
-from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Chunk, Request
-from logitfuse.strategies.engine import Engine
-from logitfuse.strategies.fuse import Fuse
+
+if TYPE_CHECKING:
+    from logitfuse.member import Member
+    from logitfuse.strategies.engine import Engine
 
 #: Where the time of a run goes; what is left belongs to chunks and stop strings.
 PARTS = ("prefill", "decode", "sync", "fuse", "sample")
@@ -160,8 +161,10 @@ def measure(
     ConfigError
         A context is too small.
     """
+    from logitfuse.strategies.fuse import Fuse  # llama.cpp is loaded where it is needed
+
     prompts = {test: _prompt(engine, test, text) for test in plan.kept}
-    alone = [Fuse([member], name=member.name) for member in engine.members]
+    alone: list[Engine] = [Fuse([member], name=member.name) for member in engine.members]
     found: list[Series] = []
     own = [member.context.n_threads for member in engine.members]
     try:
@@ -178,14 +181,14 @@ def measure(
 
 def _in_turns(
     engine: Engine,
-    alone: Sequence[Fuse],
+    alone: Sequence[Engine],
     plan: Plan,
     test: Trial,
     prompt: str,
     advance: Callable[[], object],
 ) -> list[Series]:
     """One test, by all."""
-    generators: list[Engine] = [*alone, engine] if len(alone) > 1 else [engine]
+    generators = [*alone, engine] if len(alone) > 1 else [engine]
     series = []
     for generator in generators:
         contexts = [member.context for member in generator.members]
