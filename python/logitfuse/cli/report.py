@@ -52,6 +52,7 @@ def run_report(
             "decode_s": stats.decode_s,
             "sync_s": stats.sync_s,
             "fuse_s": stats.fuse_s,
+            "sample_s": stats.sample_s,
             "total_s": stats.total_s,
         },
         "tokens_per_s": stats.steps / answering,
@@ -80,7 +81,7 @@ def run_tables(report: dict[str, Any]) -> Group:
     answering = max(times["total_s"] - times["prefill_s"], 1e-9)
     spent = ", ".join(
         f"{key[:-2]} {times[key]:.2f} s ({percent(times[key] / answering)})"
-        for key in ("decode_s", "sync_s", "fuse_s")
+        for key in ("decode_s", "sync_s", "fuse_s", "sample_s")
     )
     decisions = ", ".join(f"{name} {n}" for name, n in report["decisions"].items())
     lines = Table.grid()

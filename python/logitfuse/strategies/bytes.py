@@ -191,7 +191,8 @@ class Bytes(Engine):
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
         step = self._decide(reply, request, lambda: self._draw(sampler, request))
-        sampler.accept(self._symbol)
+        with self.stats.sampling():
+            sampler.accept(self._symbol)
         return step
 
     def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
@@ -243,7 +244,8 @@ class Bytes(Engine):
     def _draw(self, sampler: _core.Sampler, request: Request) -> _Choice:
         """A unit from the pool."""
         if sampler.plain:
-            drawn = self._search.draw(sampler.uniform())
+            with self.stats.sampling():
+                drawn = self._search.draw(sampler.uniform())
             fused = self._search.candidates(max(1, request.top_logprobs))
             return _Choice(fused, fused.symbols.tolist().index(drawn), fused)
         touched, wanted = sampler.touched, request.top_logprobs
@@ -256,7 +258,8 @@ class Bytes(Engine):
             listed = min(wanted, len(fused))
             if n < _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
-            index = sampler.draw(fused)
+            with self.stats.sampling():
+                index = sampler.draw(fused)
             if index >= 0:
                 return _Choice(fused, index, fused)
         raise FusionError("no unit that may follow the text has any probability left")
