@@ -28,9 +28,9 @@ def canonical(text: str, kind: AnswerKind, labels: Sequence[str] = ()) -> str | 
     ==========  ==================================================================================
     ``number``  there the first number, else the last one of the text; "0.75" for 3/4, .750, 75e-2;
                 $, %, € and thousands separators are ignored, and a comma is no decimal point
-    ``choice``  an upper-case letter; else a letter alone on a line, else ``X.`` or ``X)`` at
-                the very beginning and on no other line, else the last ``(X)`` or ``option X``; "a" and "I" within a
-                sentence are words, "A or B" is no answer; `labels`, if any, are the letters allowed
+    ``choice``  there a letter; else one alone on a line, else ``X.`` or ``X)`` at the very
+                beginning and on no other line, else the last ``(X)`` or ``option X``; "a" and "I"
+                within a sentence are words, "A or B" is no answer; `labels` limits the letters
     ``label``   there the first of `labels`, else one at the very beginning, else the last one;
                 the longest where several fit, none within a word or behind "not"
     ``bool``    "true" or "false": there the first of yes, no, true, false; else at the very

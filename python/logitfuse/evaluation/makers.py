@@ -106,7 +106,7 @@ def make(
     ids = [f"{group}-{number:04}" for number in range(n)]
     if maker.task == "choice":
         return tuple(
-            facts.shuffled(id, group, draft, chance)
+            facts.shuffled(id, group, draft, Random(f"logitfuse {id} {seed}"))
             for id, draft in zip(ids, drafts, strict=True)
             if isinstance(draft, Draft)
         )
