@@ -140,7 +140,7 @@ def continents(chance: random.Random, level: Level) -> Iterator[Draft]:
     yield from _continents(chance, _of_level(_TWO_CONTINENTS, level, chance))
 
 
-#: Largest summand of a level, and the smallest.
+#: Summands of a level: from, and up to but without.
 _SUMMANDS = {"easy": (2, 20), "medium": (11, 100), "hard": (101, 1000)}
 
 
@@ -157,7 +157,7 @@ def _sum(chance: random.Random, a: int, b: int) -> Draft:
     return Draft(f"What is {a} + {b}?", str(a + b), wrong)
 
 
-#: How far the numbers to compare lie apart at most.
+#: Numbers to compare: from, and up to but without.
 _SPANS = {"easy": (1, 100), "medium": (1000, 10_000), "hard": (10_000, 100_000)}
 
 
