@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 
 from logitfuse.cli.output import percent, table
-from logitfuse.strategies.base import Step
 
 if TYPE_CHECKING:
     from logitfuse.strategies.engine import Engine
@@ -88,25 +87,3 @@ def run_tables(report: dict[str, Any]) -> Group:
     lines.add_row(f"{report['steps']} steps: {decisions}; fused {percent(report['fused_share'])}")
     lines.add_row(f"{report['tokens_per_s']:.1f} tokens/s; {spent}")
     return Group(members, lines)
-
-
-def trace_entry(step: Step, names: list[str]) -> dict[str, Any]:
-    """One step as JSON; a log-probability is null where a member has none."""
-
-    def finite(value: float) -> float | None:
-        return value if abs(value) < float("inf") else None  # false for NaN too
-
-    return {
-        "text": step.unit.decode("utf-8", "replace"),
-        "bytes": list(step.unit),
-        "logprob": finite(step.logprob),
-        "decision": step.decision,
-        "members": [
-            {
-                "name": name,
-                "logprob": finite(logprob),
-                "wish": None if wish is None else wish.decode("utf-8", "replace"),
-            }
-            for name, logprob, wish in zip(names, step.member_logprobs, step.wishes, strict=True)
-        ],
-    }

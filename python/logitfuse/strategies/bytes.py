@@ -142,6 +142,7 @@ class Bytes(Engine):
             )
         self.weigher = Online(prior=self.weights) if weigher is None else weigher
         self.gate = gate
+        self.prune, self.width = prune, width
         self._history = _core.ByteHistory(len(self.members))
         self._reads_prompt = self.weigher.reads_prompt
         self._readers: list[Reader] = []

@@ -77,6 +77,8 @@ class Engine(ABC):
 
     #: Threads of a member that decodes while the others wait; None: those of all that run.
     threads_alone: int | None = None
+    #: Other engines of this process decode while this one rests.
+    in_turns = False
 
     def __init__(
         self,
@@ -334,7 +336,7 @@ class Engine(ABC):
         chosen = self._running if who is None else list(who)
         started = time.perf_counter()
         before = [self.members[i].stats.decode_s for i in chosen]
-        alone = len(chosen) == 1 < len(self._running)
+        alone = len(chosen) == 1 and (self.in_turns or len(self._running) > 1)
         contexts = [self.members[i].context for i in chosen]
         own = [context.n_threads for context in contexts]
         if alone:
