@@ -32,7 +32,7 @@ def row(
     groups: tuple[str, ...] = GROUPS,
 ) -> Row:
     """A row with everything filled in."""
-    rng = random.Random(name + kind)
+    rng = random.Random(repr(name + kind))
     return Row(
         name=name,
         kind=kind,
@@ -44,7 +44,7 @@ def row(
         by_group={group: interval(mean + rng.uniform(-0.1, 0.1), 2 * half) for group in groups},
         seconds=None if seconds is None else interval(seconds, seconds / 20),
         tokens={"a": interval(120.0, 5), "b": interval(98.5, 3)},
-        tokens_per_s=None if seconds is None else interval(50 / seconds, 1),
+        tokens_per_s=None if seconds is None else interval(50 / max(seconds, 1e-3), 1),
     )
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 _OVERLAP = 1e6
 #: Distance between candidate places, pixels, and what a point of a line under a label costs.
 _GRID, _CROSSING = 6.0, 25.0
-#: What it costs if the way from a label to its anchor leads over another label or marker.
-_ACROSS = 80.0
+#: What it costs if the way from a label to its anchor leads over another label or marker; of how
+#: many of the best places that is asked.
+_ACROSS, _CLOSER_LOOK = 80.0, 300
 
 Floats = NDArray[np.float64]
 
@@ -114,10 +115,12 @@ def place(
         others = np.array(taken, np.float64).reshape(-1, 4)
         covered = _covered(candidates, others)
         distance = _distances(candidates, labels[i])
-        cost = distance + _OVERLAP * covered + _ACROSS * _ways_across(candidates, labels[i], others)
+        cost = distance + _OVERLAP * covered
         if lines is not None and len(lines):
             cost += _CROSSING * _points_inside(candidates, lines)
-        best = int(cost.argmin())
+        good = cost.argsort(kind="stable")[:_CLOSER_LOOK]
+        ways = _ways_across(candidates[good], labels[i], others)
+        best = int(good[(cost[good] + _ACROSS * ways).argmin()])
         farthest = max(farthest, float(distance[best]) if covered[best] == 0 else np.inf)
         boxes[i] = Box(*candidates[best].tolist())
         taken.append(boxes[i])
@@ -147,14 +150,16 @@ def _candidates(label: Label, area: Box) -> Floats:
 
 
 def _distances(boxes: Floats, label: Label) -> Floats:
-    """From the anchor to the nearest point of each box, pixels; beside is nearer than across."""
+    """From the anchor to the nearest point of each box, pixels; too near is far, too."""
     x, y = label.anchor
     dx = np.maximum(0, np.maximum(boxes[:, 0] - x, x - boxes[:, 2]))
     dy = np.maximum(0, np.maximum(boxes[:, 1] - y, y - boxes[:, 3]))
-    centre = np.abs((boxes[:, 0] + boxes[:, 2]) / 2 - x) + np.abs(
+    # beside is better than above
+    centre = 0.005 * np.abs((boxes[:, 0] + boxes[:, 2]) / 2 - x) + 0.1 * np.abs(
         (boxes[:, 1] + boxes[:, 3]) / 2 - y
     )
-    distance: Floats = np.hypot(dx, dy) + 0.02 * centre
+    gap = np.hypot(dx, dy)
+    distance: Floats = gap + 5 * np.maximum(0, label.gap - gap) + centre
     return distance
 
 

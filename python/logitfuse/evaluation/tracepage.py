@@ -43,7 +43,12 @@ def trace_page(trace: Mapping[str, Any]) -> str:
         text=trace["text"],
         n_steps=f"{len(steps):,}",
         decisions=[
-            {"name": name, "what": what, "count": counts[name], "share": f"{100 * counts[name] / n:.0f} %"}
+            {
+                "name": name,
+                "what": what,
+                "count": counts[name],
+                "share": f"{100 * counts[name] / n:.0f} %",
+            }
             for name, what in _DECISIONS.items()
         ],
         departures=_departures(members, steps),
