@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def installation() -> dict[str, Any]:
         "cores": cores(),
         **backend_info(),
     }
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cpu() -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``logitfuse run | chat | check | fit | info | bench | demo``."""
+"""The command line: ``logitfuse run | chat | check | fit | eval | bench | ...``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from logitfuse.cli.bench import bench
 from logitfuse.cli.chat import chat
 from logitfuse.cli.check import check
 from logitfuse.cli.demo import demo
+from logitfuse.cli.evaluate import app as evaluate
 from logitfuse.cli.fit import fit
 from logitfuse.cli.info import info
 from logitfuse.cli.presets import presets
@@ -28,6 +29,7 @@ app = App(
 )
 for command in (run, chat, presets, check, fit, info, bench, demo):
     app.command(command)
+app.command(evaluate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
