@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -45,6 +46,24 @@ def row(
         seconds=None if seconds is None else interval(seconds, seconds / 20),
         tokens={"a": interval(120.0, 5), "b": interval(98.5, 3)},
         tokens_per_s=None if seconds is None else interval(50 / max(seconds, 1e-3), 1),
+    )
+
+
+def unknown(name: str, kind: Any) -> Row:
+    """A row of which nothing could be measured."""
+    nothing = Interval(math.nan, math.nan, math.nan)
+    return Row(
+        name=name,
+        kind=kind,
+        n=0,
+        failed=200,
+        scores={"accuracy": nothing},
+        over_best={"accuracy": nothing},
+        record=(0, 0, 0),
+        by_group={GROUPS[0]: nothing, "nowhere": nothing},
+        seconds=nothing,
+        tokens={"a": nothing},
+        tokens_per_s=nothing,
     )
 
 

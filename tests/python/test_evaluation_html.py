@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_samples import HOSTILE, full, interval, outcomes, predicted, row, summary
+from evaluation_samples import HOSTILE, full, interval, outcomes, predicted, row, summary, unknown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from logitfuse.evaluation import plots
@@ -192,6 +192,8 @@ def test_rows_without_figures_have_dashes() -> None:
     assert "–" in page.text
     assert "groups" not in page.ids
     check(report(summary([]), []))
+    run = summary([unknown("a", "member"), unknown("e", "ensemble")])
+    assert "nan" not in check(report(run, outcomes(run))).text.lower()
 
 
 def test_plots_in_one_page_share_no_ids() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -103,18 +104,30 @@ class Scale:
 
 def scale(summary: Summary, metric: str) -> Scale:
     """Percent for the shares of questions; else plain, with a digit more below 10."""
-    values = [v for row in summary.rows if metric in row.scores for v in row.scores[metric]]
+    values = [v for row in summary.rows for v in score_of(row, metric) or ()]
     if summary.task != "bpb" and all(0 <= v <= 1 for v in values):
         return Scale(True, 1)
     return Scale(False, 3 if all(abs(v) < 10 for v in values) else 1)
 
 
+def known(value: Sequence[float] | None) -> tuple[float, float, float] | None:
+    """Mean, low and high end (the mean where there is no interval); None: nothing was measured."""
+    if value is None or not math.isfinite(value[0]):
+        return None
+    mean, low, high = value
+    return (mean, low, high) if math.isfinite(low + high) else (mean, mean, mean)
+
+
+def score_of(row: Row, metric: str) -> tuple[float, float, float] | None:
+    """A row's score as `known` gives it."""
+    return known(row.scores.get(metric))
+
+
 def names(rows: Sequence[Row]) -> list[str]:
     """Names that differ: a row called like a member says what it is."""
-    kinds = {"chosen": "best on other half", "sampled": "sampled", "member": "member"}
     seen = [row.name for row in rows]
     return [
-        f"{row.name} ({kinds.get(row.kind, row.kind)})"
+        f"{row.name} ({row.kind})"
         if seen.count(row.name) > 1 and row.kind != "member"
         else row.name
         for row in rows

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from logitfuse.evaluation.drawing import Scale, names, scale
+from logitfuse.evaluation.drawing import Scale, known, names, scale, score_of
 from logitfuse.evaluation.pages import clipped, inline_svg, render
 from logitfuse.evaluation.summary import Row, Summary
 from logitfuse.evaluation.table import Outcome
 from logitfuse.evaluation.tracepage import trace_page
-from logitfuse.fitting import Interval
 
 __all__ = ["report", "trace_page"]
 
@@ -19,10 +18,10 @@ __all__ = ["report", "trace_page"]
 _LISTED, _FAILURES, _QUESTION, _ANSWER = 300, 50, 3000, 600
 _WHAT = {
     "member": "member",
-    "chosen": "member chosen on the other half",
+    "chosen": "what the others are compared with",
     "random": "a member by lot",
     "oracle": "the best member of each item",
-    "sampled": "answers of one member, put to the vote",
+    "sampled": "one member, asked several times",
     "ensemble": "ensemble",
 }
 
@@ -96,10 +95,10 @@ def _row(summary: Summary, row: Row, name: str, members: Sequence[str]) -> dict[
 
 
 def _range(
-    value: Interval | None, shown: Scale | None = None, *, signed: bool = False
+    value: Sequence[float] | None, shown: Scale | None = None, *, signed: bool = False
 ) -> dict[str, str] | None:
     """A mean and its interval as text: on a metric's scale, else to three digits."""
-    if value is None:
+    if (figures := known(value)) is None:
         return None
 
     def text(v: float) -> str:
@@ -107,7 +106,7 @@ def _range(
             return shown.text(v, signed=signed)
         return f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
 
-    return {part: text(getattr(value, part)) for part in ("mean", "low", "high")}
+    return {part: text(v) for part, v in zip(("mean", "low", "high"), figures, strict=True)}
 
 
 def _metric_name(summary: Summary, metric: str) -> str:
@@ -154,11 +153,12 @@ def _opponents(summary: Summary) -> tuple[str, str] | None:
     """Names of the ensemble and of the member with the best main score."""
     metric = summary.metrics[0]
     ensembles = [row for row in summary.rows if row.kind == "ensemble"]
-    members = [row for row in summary.rows if row.kind == "member" and metric in row.scores]
-    if not ensembles or not members:
+    scores = {r.name: score_of(r, metric) for r in summary.rows if r.kind == "member"}
+    means = {name: score[0] for name, score in scores.items() if score}
+    if not ensembles or not means:
         return None
     choose = min if summary.lower_is_better else max
-    return ensembles[0].name, choose(members, key=lambda row: row.scores[metric].mean).name
+    return ensembles[0].name, choose(means, key=means.__getitem__)
 
 
 def _item(summary: Summary, outcome: str, said: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 #: What a square pixel of overlap costs: more than any distance.
 _OVERLAP = 1e6
+#: Square pixels that are none.
+_ROUNDING = 1e-6
 #: Distance between candidate places, pixels, and what a point of a line under a label costs.
 _GRID, _CROSSING = 6.0, 25.0
 #: What it costs if the way from a label to its anchor leads over another label or marker; of how
@@ -30,10 +32,10 @@ class Box(NamedTuple):
     y1: float
 
     def overlaps(self, other: Box) -> bool:
-        """Whether the two share any area."""
-        return min(self.x1, other.x1) > max(self.x0, other.x0) and min(self.y1, other.y1) > max(
-            self.y0, other.y0
-        )
+        """Whether the two share any area, beyond rounding."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        return min(width, height) > 0 and width * height > _ROUNDING
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def place(
         good = cost.argsort(kind="stable")[:_CLOSER_LOOK]
         ways = _ways_across(candidates[good], labels[i], others)
         best = int(good[(cost[good] + _ACROSS * ways).argmin()])
-        farthest = max(farthest, float(distance[best]) if covered[best] == 0 else np.inf)
+        farthest = max(farthest, float(distance[best]) if covered[best] < _ROUNDING else np.inf)
         boxes[i] = Box(*candidates[best].tolist())
         taken.append(boxes[i])
     return [boxes[i] for i in range(len(labels))], farthest

@@ -15,10 +15,12 @@ from logitfuse.evaluation.drawing import (
     Sign,
     add_title,
     drawing,
+    known,
     metric_title,
     names,
     new_figure,
     scale,
+    score_of,
     signs,
 )
 from logitfuse.evaluation.notes import Note, dense, fitting_height, freeze, write
@@ -49,7 +51,7 @@ class _Mark:
 
     @property
     def timed(self) -> bool:
-        return self.row.seconds is not None
+        return known(self.row.seconds) is not None
 
     def pixels(self) -> tuple[float, float]:
         x, y = self.axes.transData.transform((self.x, self.y))
@@ -78,7 +80,7 @@ def pareto_plot(summary: Summary) -> Figure:
         matplotlib is missing, or no row has a score.
     """
     metric = summary.metrics[0]
-    rows = [row for row in summary.rows if metric in row.scores]
+    rows = [row for row in summary.rows if score_of(row, metric)]
     if not rows:
         raise ConfigError(f"no row has a score of '{metric}' to draw")
     return fitting_height(lambda height: _draw(summary, rows, height))
@@ -115,7 +117,7 @@ def _draw(summary: Summary, rows: Sequence[Row], height: float) -> tuple[Figure,
     """The plot at one height, and how far names are from their markers."""
     called = names(rows)
     with drawing([*called, summary.title]):
-        n_untimed = sum(row.seconds is None for row in rows)
+        n_untimed = sum(known(row.seconds) is None for row in rows)
         columns = [1.0]
         if 0 < n_untimed < len(rows):
             columns.append(min(0.6, 0.08 + 0.07 * n_untimed))
@@ -143,12 +145,13 @@ def _marks(
     shown = scale(summary, metric)
     untimed = 0
     for row, name, sign in zip(rows, called, signs(rows), strict=True):
-        mean, low, high = (shown.value(v) for v in row.scores[metric])
-        if row.seconds is None:
+        mean, low, high = (shown.value(v) for v in score_of(row, metric) or ())
+        seconds = known(row.seconds)
+        if seconds is None:
             marks.append(_Mark(row, name, axes[-1], untimed, mean, low, high, sign))
             untimed += 1
         else:
-            marks.append(_Mark(row, name, axes[0], row.seconds.mean, mean, low, high, sign))
+            marks.append(_Mark(row, name, axes[0], seconds[0], mean, low, high, sign))
     return marks
 
 

@@ -15,12 +15,14 @@ from logitfuse.evaluation.drawing import (
     LINES,
     add_title,
     drawing,
+    known,
     metric_title,
     names,
     new_figure,
     plain,
     save,
     scale,
+    score_of,
     signs,
 )
 from logitfuse.evaluation.labels import wrap
@@ -119,7 +121,7 @@ def _curve(axes: Axes, curve: WeightCurve, i: int, *, of: int) -> None:
 def _margins(axes: Axes, summary: Summary, curves: Sequence[WeightCurve]) -> None:
     values = [v for curve in curves for bits in curve.bits for v in bits]
     metric = summary.metrics[0]
-    values += [row.scores[metric].mean for row in summary.rows if metric in row.scores]
+    values += [score[0] for row in summary.rows if (score := score_of(row, metric))]
     room = 0.15 * (max(values) - min(values)) or 0.05 * abs(max(values)) or 1.0
     axes.set_ylim(min(values) - room, max(values) + room)
     axes.set_xlim(-0.04, 1.04 if len(curves) == 1 else 1.95)  # many names stand behind the ends
@@ -145,7 +147,8 @@ def _own_values(axes: Axes, summary: Summary, curves: Sequence[WeightCurve]) -> 
     notes = []
     for member, weight, at_end in ends:
         row, sign = members.get(member, (None, signs(summary.rows)[0]))
-        value = row.scores[metric].mean if row and metric in row.scores else at_end
+        score = score_of(row, metric) if row else None
+        value = score[0] if score else at_end
         axes.plot([weight], [value], **sign.options(), zorder=5, clip_on=False)
         more = ""
         if len(curves) > 1:
@@ -171,10 +174,9 @@ def _lowest_note(axes: Axes, curve: WeightCurve) -> Note:
 def _ensembles(axes: Axes, summary: Summary, n_curves: int) -> list[Note]:
     """What ensembles came to, as horizontal lines."""
     metric = summary.metrics[0]
-    rows = [r for r in summary.rows if r.kind == "ensemble" and metric in r.scores]
+    scored = [(r, score_of(r, metric)) for r in summary.rows if r.kind == "ensemble"]
     notes = []
-    for i, row in enumerate(rows):
-        value = row.scores[metric].mean
+    for i, (row, value) in enumerate((r, score[0]) for r, score in scored if score):
         style = LINES[(n_curves + i) % len(LINES)]
         axes.axhline(value, color="#000000", linestyle=style, linewidth=1.2, zorder=2)
         text = f"{row.name}: {scale(summary, metric).text(value)}"
@@ -192,7 +194,7 @@ def group_plot(summary: Summary) -> Figure:
     ConfigError
         matplotlib is missing, or no row has scores by group.
     """
-    rows = [row for row in summary.rows if row.by_group]
+    rows = [row for row in summary.rows if any(map(known, row.by_group.values()))]
     if not rows:
         raise ConfigError("no row has scores by group to draw")
     shown = scale(summary, summary.metrics[0])
@@ -208,15 +210,14 @@ def group_plot(summary: Summary) -> Figure:
         for i, (row, sign) in enumerate(zip(rows, signs(rows), strict=True)):
             step = 0.82 / len(rows)
             offset = step * (i - (len(rows) - 1) / 2)
-            points = [
-                (g + offset, row.by_group[n]) for g, n in enumerate(listed) if n in row.by_group
-            ]
+            scores = [known(row.by_group.get(group)) for group in listed]
+            points = [(g + offset, score) for g, score in enumerate(scores) if score]
             y = [at for at, _ in points]
-            lows = [shown.value(score.low) for _, score in points]
-            highs = [shown.value(score.high) for _, score in points]
+            lows = [shown.value(score[1]) for _, score in points]
+            highs = [shown.value(score[2]) for _, score in points]
             axes.hlines(y, lows, highs, color=sign.colour, linewidth=1.2)
             options = sign.options() | {"markersize": min(sign.size, 9.0)}
-            axes.plot([shown.value(s.mean) for _, s in points], y, label=key[i], **options)
+            axes.plot([shown.value(s[0]) for _, s in points], y, label=key[i], **options)
         _group_axes(axes, summary, listed)
         of = f", {len(listed)} of {len(groups)} groups" if len(listed) < len(groups) else ""
         add_title(figure, summary, f"bars: 95 % intervals{of}")
@@ -228,8 +229,13 @@ def _sorted_groups(summary: Summary, rows: Sequence[Row]) -> list[str]:
     """All groups: the best ones of the ensemble (else of the first row) first."""
     by = next((row for row in rows if row.kind == "ensemble"), rows[0]).by_group
     sign = 1.0 if summary.lower_is_better else -1.0
-    groups = dict.fromkeys(group for row in rows for group in row.by_group)
-    return sorted(groups, key=lambda g: (g not in by, sign * by[g].mean if g in by else 0.0))
+    groups = dict.fromkeys(g for row in rows for g in row.by_group if known(row.by_group[g]))
+
+    def place(group: str) -> tuple[bool, float]:
+        score = known(by.get(group))
+        return score is None, sign * score[0] if score else 0.0
+
+    return sorted(groups, key=place)
 
 
 def _group_axes(axes: Axes, summary: Summary, groups: Sequence[str]) -> None:
