@@ -323,7 +323,7 @@ def print_grid(cells: Sequence[Cell]) -> None:
     others = [name for name in cells[0].seconds if name not in (OURS, LEAST)]
     print(
         f"**{cells[0].task}**\n\n| vocabularies (real) | overlap | union | logitfuse, µs "
-        f"| ÷ log-sum-exp | {' | '.join(f'{name} ÷ it' for name in others)} | error, nats |\n"
+        f"| ÷ log-sum-exp | {' | '.join(others)} | error, nats |\n"
         f"|---|--:|--:|--:|--:|{'--:|' * len(others)}--:|"
     )
     for cell in cells:
@@ -343,7 +343,7 @@ def print_summary(cells: Sequence[Cell]) -> None:
     others = [name for name in others if name not in (OURS, LEAST)]
     print(
         f"| task: median (least to most) | logitfuse ÷ log-sum-exp "
-        f"| {' | '.join(f'{name} ÷ it' for name in others)} |\n|---|{'--:|' * (len(others) + 1)}"
+        f"| {' | '.join(others)} |\n|---|{'--:|' * (len(others) + 1)}"
     )
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
@@ -410,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         print(
             f"{info['cpu']}, {_core.isa()}; NumPy {np.__version__}, torch {info['torch']}; least "
-            f"of {options.rounds}\n"
+            f"of {options.rounds}; the others' times are multiples of logitfuse's\n"
         )
         print_grid([cell for cell in cells if cell.task == TASKS[0]])
         print_summary(cells)
