@@ -45,6 +45,18 @@ class Preset:
 
 _POOLED, _STEERED, _SWITCHED = "token: aggregation", "token: steering", "token: selection"
 
+
+def _contrast(method: str, plausibility: float, differs: str, weights: tuple[float, ...]) -> Preset:
+    """Steering by the difference of members of one family."""
+    parts: dict[str, Any] = {
+        "strategy": "fuse",
+        "pool": "contrast",
+        "plausibility": plausibility,
+        "weighting": "given",
+    }
+    return Preset(method, _STEERED, parts, differs, weights, one_vocabulary=True)
+
+
 PRESETS: dict[str, Preset] = {
     "gac": Preset(
         "GaC, Yu et al. 2024, arXiv 2406.12585",
@@ -149,31 +161,25 @@ PRESETS: dict[str, Preset] = {
         "as e^floor",
         one_vocabulary=True,
     ),
-    "contrastive": Preset(
+    "contrastive": _contrast(
         "Contrastive decoding, Li et al. 2022, arXiv 2210.15097",
-        _STEERED,
-        {"strategy": "fuse", "pool": "contrast", "plausibility": 0.1, "weighting": "given"},
+        0.1,
         "members: expert, amateur; no amateur temperature; (1.5, -0.5) is the form of O'Brien and "
         "Lewis, arXiv 2309.09117",
-        weights=(1.0, -1.0),
-        one_vocabulary=True,
+        (1.0, -1.0),
     ),
-    "proxy": Preset(
+    "proxy": _contrast(
         "Proxy-tuning, Liu et al. 2024, arXiv 2401.08565 (DExperts, arXiv 2105.03023)",
-        _STEERED,
-        {"strategy": "fuse", "pool": "contrast", "plausibility": 0.1, "weighting": "given"},
+        0.1,
         "members: base, expert, anti-expert; only what the base finds plausible is said",
-        weights=(1.0, 1.0, -1.0),
-        one_vocabulary=True,
+        (1.0, 1.0, -1.0),
     ),
-    "dera": Preset(
+    "dera": _contrast(
         "DeRa, Liu et al. 2024, arXiv 2402.02992",
-        _STEERED,
-        {"strategy": "fuse", "pool": "contrast", "plausibility": 0.01, "weighting": "given"},
+        0.01,
         "members: reference, aligned, with weights 1 - lambda, lambda; lambda above 1 needs the "
         "plausibility mask, as the first member of positive weight is its base",
-        weights=(0.5, 0.5),
-        one_vocabulary=True,
+        (0.5, 0.5),
     ),
     "co-llm": Preset(
         "Co-LLM, arXiv 2403.03870; CITER, arXiv 2502.01976; CDS, arXiv 2402.17982",

@@ -94,27 +94,21 @@ def member_rows(step: Step) -> NDArray[np.float64]:
     return out
 
 
-def tolerances(
-    step: Step,
-    pool: PoolName,
-    floor: float = FLOOR,
-    exponent: float = EXPONENT,
-    plausibility: float = PLAUSIBILITY,
-    listed: NDArray[np.bool_] | None = None,
-) -> NDArray[np.float64]:
-    """How far each symbol may be off.
+def tolerances(step: Step, pool: PoolName, **options: Any) -> NDArray[np.float64]:
+    """How far each symbol may be off; options as for `pooled`.
 
     The linear pool adds; the error is relative to the result.  The other ones add up, or choose
     from, log-probabilities and subtract the normaliser, so the error is relative to those.
     """
-    want = pooled(step, pool, floor, exponent, plausibility, listed)
+    want = pooled(step, pool, **options)
     if pool == "linear":
         return TOLERANCE * (1 + np.abs(want))
     members = [
         reference.member_logprobs(row, *plain) if weight else {}
         for row, plain, weight in zip(step.rows, step.plain, step.weights, strict=True)
     ]
-    return adapted_tolerances(step, members, want, pool, floor, exponent, listed)
+    options.pop("plausibility", None)
+    return adapted_tolerances(step, members, want, pool, **options)
 
 
 def adapted_tolerances(
@@ -144,7 +138,7 @@ def adapted_tolerances(
             sizes = np.abs(want)
             extra = consistency_error(rows, shares, listed)
     sizes = np.where(np.isfinite(sizes), sizes, 0)
-    peak = sizes[want > want.max() - 30].max()
+    peak = sizes[want >= want.max() - 30].max()
     return TOLERANCE * (1 + sizes + peak) + extra
 
 

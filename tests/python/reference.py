@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,17 +71,10 @@ def pool(
     rows: Sequence[ArrayLike],
     vocabs: Sequence[tuple[Sequence[bytes], Sequence[str]]],
     weights: Sequence[float],
-    pool: PoolKind = "linear",
-    floor: float = -16.0,
-    exponent: float = 0.5,
-    plausibility: float = 0.1,
-    candidates: Collection[Symbol] | None = None,
+    *how: Any,
+    **options: Any,
 ) -> dict[Symbol, float]:
     """Join the members' distributions into one over the union of their symbols.
-
-    `pool_matrix` says how, for symbols that all members have. One whose vocabulary lacks a symbol
-    cannot judge it. In pools that a single probability of zero would veto, `floor` stands in; in a
-    contrast, what the base says; everywhere else, the probability zero.
 
     Parameters
     ----------
@@ -89,6 +82,37 @@ def pool(
         Logits ``[n_vocab]`` of each member.
     vocabs
         ``(tokens, kinds)`` of each member.
+    weights, how, options
+        As for `pool_members`.
+
+    Returns
+    -------
+    dict
+        Symbol to log-probability.
+    """
+    members = [member_logprobs(row, *vocab) for row, vocab in zip(rows, vocabs, strict=True)]
+    return pool_members(members, weights, *how, **options)
+
+
+def pool_members(
+    members: Sequence[Mapping[Symbol, float]],
+    weights: Sequence[float],
+    pool: PoolKind = "linear",
+    floor: float = -16.0,
+    exponent: float = 0.5,
+    plausibility: float = 0.1,
+    candidates: Collection[Symbol] | None = None,
+) -> dict[Symbol, float]:
+    """Do as `pool`, with what `member_logprobs` returns for each member.
+
+    `pool_matrix` says how, for symbols that all members have. One whose vocabulary lacks a symbol
+    cannot judge it. In pools that a single probability of zero would veto, `floor` stands in; in a
+    contrast, what the base says; everywhere else, the probability zero.
+
+    Parameters
+    ----------
+    members
+        Symbol to log-probability, for each.
     weights
         One number per member. Zero means absent: the member's symbols stay part of the union, but
         have the probability zero unless others have them too.
@@ -107,20 +131,6 @@ def pool(
     dict
         Symbol to log-probability.
     """
-    members = [member_logprobs(row, *vocab) for row, vocab in zip(rows, vocabs, strict=True)]
-    return pool_members(members, weights, pool, floor, exponent, plausibility, candidates)
-
-
-def pool_members(
-    members: Sequence[Mapping[Symbol, float]],
-    weights: Sequence[float],
-    pool: PoolKind = "linear",
-    floor: float = -16.0,
-    exponent: float = 0.5,
-    plausibility: float = 0.1,
-    candidates: Collection[Symbol] | None = None,
-) -> dict[Symbol, float]:
-    """Do as `pool`, with what `member_logprobs` returns for each member."""
     known, shares, table = member_table(members, weights, pool, floor, exponent)
     listed = np.array([candidates is None or pool == "linear" or s in candidates for s in known])
     pooled = pool_matrix(table, shares, pool, exponent, plausibility, listed)

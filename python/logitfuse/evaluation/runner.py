@@ -53,6 +53,10 @@ class Task(Protocol[T]):
         """ "bpb", "choice" or "exact"."""
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores that count; the first is the main one."""
+
+    @property
     def items(self) -> Sequence[T]:
         """What is put."""
 

@@ -118,14 +118,14 @@ def _print(traced: Mapping[str, Any]) -> None:
         for name in names
     ]
     output.out.print(output.table("", ("member", "would have differed", "bits per byte"), rows))
-    changed = _changed(steps, names)
+    changed = _changed(steps)
     if changed:
         shown = changed[:_LISTED]
         title = f"Where somebody would have differed ({len(shown)} of {len(changed)})"
         output.out.print(output.table(title, ("behind", "said", *names), shown))
 
 
-def _changed(steps: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, ...]]:
+def _changed(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The end of the text before each such step, what was said, and who wished what."""
     rows, before = [], ""
     for step in steps:
