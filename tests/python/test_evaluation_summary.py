@@ -8,22 +8,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logitfuse.evaluation.consistency import (
-    MOST_SAMPLES,
-    SURE,
-    Sample,
-    SelfConsistency,
-    certainty,
-    sample_of,
-    self_consistency,
-)
 from logitfuse.evaluation.lineup import halves
 from logitfuse.evaluation.statistics import Interval
 from logitfuse.evaluation.summary import Row, Summary, WeightCurve, pareto, summarise
@@ -278,7 +268,7 @@ class TestWords:
         assert words.startswith(
             "The ensemble beats the best member (chosen on the other half) by +0.3 (95 % interval"
         )
-        assert "accuracy 0.800 against 0.500 on 100 items), at 3 times its seconds" in words
+        assert "; accuracy 0.800 against 0.500 on 100 items), at 3 times its seconds" in words
 
     def test_a_loss(self) -> None:
         summary = self.verdict([1] * 20 + [0] * 80, [1] * 50 + [0] * 50)
@@ -289,7 +279,8 @@ class TestWords:
     def test_not_clear(self) -> None:
         words = self.verdict([1, 0] * 50, [0, 1] * 49 + [0, 0]).verdict
         assert words.startswith("It is not clear whether the ensemble beats")
-        assert "includes 0" in words
+        assert "the difference is +0.01 (95 % interval -0." in words
+        assert "; includes 0; accuracy 0.500 against 0.490 on 100 items)" in words
 
     def test_equal(self) -> None:
         assert "equal on every item" in self.verdict([1, 0] * 20, [1, 0] * 20).verdict
@@ -301,105 +292,25 @@ class TestWords:
 
     def test_notes_on_groups_and_gaps(self) -> None:
         hits: dict[str, Sequence[float | None]] = {
-            "a": [1] * 40 + [0] * 40,
-            "b": [0] * 80,
-            "ensemble": [0] * 40 + [1] * 39 + [None],
+            "a": [1] * 40 + [0] * 40 + [1] * 2,
+            "b": [0] * 82,
+            "ensemble": [0] * 40 + [1] * 39 + [0, 0, None],
         }
-        rows = answers(hits, ["sums"] * 40 + ["facts"] * 40)[:-1]
+        rows = answers(hits, ["sums"] * 40 + ["facts"] * 40 + ["dates"] * 2)[:-1]
         rows = [own for own in rows if (own.contender, own.item) != ("b", "q7")]
-        rows[0] = replace(rows[0], error="it failed", scores={})
+        rows[0] = replace(rows[0], error="it failed")  # a score is none then
         notes = summary_of(rows).notes
         assert "The best member is a on both halves." in notes
-        assert any(note.startswith("a has no score on 1 of 80 items") for note in notes)
-        assert "b was not run on 1 of 80 items." in notes
-        assert "ensemble was not run on 1 of 80 items." in notes
+        assert any(note.startswith("a has no score on 1 of 82 items") for note in notes)
+        assert "b was not run on 1 of 82 items." in notes
+        assert "ensemble was not run on 1 of 82 items." in notes
         worse = [note for note in notes if "clearly worse on" in note]
         assert len(worse) == 1
         assert worse[0].startswith("The ensemble is clearly worse on sums: -1")
+        assert "Intervals of groups below 10 items say little: dates." in notes
 
 
-@st.composite
-def drawn_samples(draw: st.DrawFn) -> dict[str, dict[int, Sample]]:
-    """All 40 samples of a few items."""
-    answer = st.sampled_from(["41", "42", "43", None])
-    return {
-        f"q{i}": {
-            number: Sample(one, 0.5 + number % 2, {"a": number})
-            for number, one in enumerate(
-                draw(st.lists(answer, min_size=MOST_SAMPLES, max_size=MOST_SAMPLES)), start=1
-            )
-        }
-        for i in range(draw(st.integers(1, 5)))
-    }
-
-
-class TestSelfConsistency:
-    def test_certainty_is_the_mass_of_a_beta(self) -> None:
-        for first in range(12):
-            for second in range(first + 1):
-                # Integrate x^first (1 - x)^second over [1/2, 1] and [0, 1], term by term.
-                def mass(low: Fraction, a: int = first, b: int = second) -> Fraction:
-                    return sum(
-                        (
-                            Fraction((-1) ** k * math.comb(b, k), a + k + 1)
-                            * (1 - low ** (a + k + 1))
-                        )
-                        for k in range(b + 1)
-                    )
-
-                assert certainty(first, second) == float(mass(Fraction(1, 2)) / mass(Fraction(0)))
-        assert certainty(3, 0) < SURE <= certainty(4, 0)
-        assert certainty(0, 0) == 0.5
-
-    @given(drawn_samples(), st.floats(0, 60))
-    def test_against_plain_python(
-        self, samples: dict[str, dict[int, Sample]], budget: float
-    ) -> None:
-        replay = self_consistency(samples, budget)
-        order = list(replay.samples)
-        taken: dict[str, list[Sample]] = {item: [] for item in order}
-        spent, number = 0.0, 1
-        while number <= MOST_SAMPLES:
-            for item in order:
-                votes = Counter(s.answer for s in taken[item] if s.answer is not None)
-                top = [count for _, count in votes.most_common(2)] + [0, 0]
-                if certainty(top[0], top[1]) >= SURE or (number > 1 and spent >= budget):
-                    continue
-                taken[item].append(samples[item][number])
-                spent += samples[item][number].seconds
-            number += 1
-        assert dict(replay.samples) == taken
-        assert replay.spent == spent
-        for item in order:
-            votes = Counter(s.answer for s in taken[item] if s.answer is not None)
-            best = votes.most_common(1)[0][0] if votes else None  # equals: the first
-            assert replay.answer(item) == best
-
-    @given(drawn_samples(), st.floats(0, 60), st.integers(0, 30))
-    def test_a_run_and_its_replay_draw_the_same(
-        self, samples: dict[str, dict[int, Sample]], budget: float, interrupted: int
-    ) -> None:
-        live = SelfConsistency(reversed(samples), budget)
-        table: dict[str, dict[int, Sample]] = {item: {} for item in samples}
-        while (asked := live.next_sample()) is not None:
-            assert live.next_sample() == asked
-            item, number = asked
-            table[item][number] = samples[item][number]
-            live.add(samples[item][number])
-            if sum(map(len, table.values())) == interrupted:
-                break
-        assert dict(self_consistency(table, budget).samples) == dict(live.samples)
-        if live.next_sample() is None:
-            with pytest.raises(ValueError, match="no sample was asked for"):
-                live.add(Sample("41", 1.0))
-
-    def test_first_round_is_finished(self) -> None:
-        live = SelfConsistency(["a", "b", "c"], 0.0)
-        for _ in range(3):
-            live.add(Sample("1", 5.0))
-        assert live.next_sample() is None
-        assert live.spent == 15.0
-
+class TestAskedAgain:
     def test_the_row(self) -> None:
         n = 40
         rows = answers({"a": [1] * n, "b": [0] * n, "ensemble": [1] * n}, ["x"] * n)
@@ -420,12 +331,6 @@ class TestSelfConsistency:
         assert found.seconds.mean == pytest.approx(1.0)
         assert found.tokens["a"].mean == pytest.approx(12 - 3 / n)
         assert "a asked again (self-consistency) for the same seconds" in summary.verdict
-        assert any("4.0 times per item (4 to 4), 40 of the" in note for note in summary.notes)
+        assert any("4.0 times per item (4 to 4), 40.0 of the" in note for note in summary.notes)
         assert row(summary_of(rows, ("b",)), "member").n == n
         assert not [own for own in summary_of(rows, ("b",)).rows if own.kind == "sampled"]
-
-    def test_samples_in_a_table(self) -> None:
-        own = outcome("q0", "x", "a sample 1", {}, data={"parsed": [1, 2]})
-        assert sample_of(own).answer == "[1, 2]"
-        assert sample_of(replace(own, data={"parsed": None})).answer is None
-        assert sample_of(replace(own, error="it failed")).answer is None

@@ -28,24 +28,20 @@ def verdict_on(ruler: Ruler, lineup: Lineup, metric: str) -> str:
             f"{_items(compared)} in common, at least {MIN_ITEMS} are needed."
         )
     better = ruler.better(ensemble.figures, chosen.figures)
-    if record[1] == compared:
-        claim = f"The ensemble does not beat the {chosen.name}: they are equal on every item"
-    elif better.low > 0:
-        claim = f"The ensemble beats the {chosen.name} by {_interval(better)}"
-    elif better.high < 0:
-        worse = Interval(-better.mean, -better.high, -better.low)
-        claim = (
-            f"The ensemble does not beat the {chosen.name}: it is clearly worse, "
-            f"by {_interval(worse)}"
-        )
-    else:
-        claim = (
-            f"It is not clear whether the ensemble beats the {chosen.name}: it is better by "
-            f"{_interval(better)}, which includes 0"
-        )
     scores = " against ".join(f"{value:.3f}" for value in _common_scores(lineup))
     figures = f"{metric.replace('_', ' ')} {scores} on {_items(compared)}"
-    sentences = [f"{claim} ({figures}){_cost(lineup)}."]
+    if record[1] == compared:
+        claim = f"The ensemble does not beat the {chosen.name}: they are equal on every item"
+        claim += f" ({figures})"
+    elif better.low > 0:
+        claim = f"The ensemble beats the {chosen.name} by {_interval(better, figures)}"
+    elif better.high < 0:
+        claim = f"The ensemble does not beat the {chosen.name}: it is clearly worse, by "
+        claim += _interval(_turned(better), figures)
+    else:
+        claim = f"It is not clear whether the ensemble beats the {chosen.name}: the difference is "
+        claim += _interval(better, f"includes 0; {figures}")
+    sentences = [f"{claim}{_cost(lineup)}."]
     sentences += (_against(ruler, ensemble, entry) for entry in lineup.of_kind("sampled"))
     return " ".join(sentences)
 
@@ -56,6 +52,7 @@ def notes_on(ruler: Ruler, lineup: Lineup) -> tuple[str, ...]:
         *_on_choice(lineup),
         *_on_gaps(ruler, lineup),
         *_on_samples(ruler, lineup),
+        *_on_small_groups(ruler),
         *_on_losses(ruler, lineup),
     )
 
@@ -96,10 +93,16 @@ def _on_samples(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
     for name, replay in lineup.replays.items():
         drawn = [len(own) for own in replay.samples.values()]
         asked = f"{np.mean(drawn):.1f} times per item ({min(drawn)} to {max(drawn)})"
-        seconds = f"{replay.spent:.3g} of the {lineup.budget:.3g} seconds of the ensemble"
+        seconds = f"{replay.spent:.1f} of the {lineup.budget:.1f} seconds of the ensemble"
         yield f"{name}: {asked}, {seconds}."
         if len(drawn) < len(ruler.items):
             yield f"{name}: samples of {len(drawn)} of {_items(len(ruler.items))} only."
+
+
+def _on_small_groups(ruler: Ruler) -> Iterator[str]:
+    small = [group for group, n in ruler.groups.items() if n < MIN_STRATUM]
+    if small and len(ruler.groups) > 1:
+        yield f"Intervals of groups below {MIN_STRATUM} items say little: {', '.join(small)}."
 
 
 def _on_losses(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
@@ -119,8 +122,7 @@ def _against(ruler: Ruler, ensemble: Entry, sampled: Entry) -> str:
     if better.low > 0:
         outcome = f"better by {_interval(better)}"
     elif better.high < 0:
-        worse = Interval(-better.mean, -better.high, -better.low)
-        outcome = f"worse by {_interval(worse)}"
+        outcome = f"worse by {_interval(_turned(better))}"
     else:
         outcome = f"not clearly different ({_interval(better)})"
     return f"Against {sampled.name} for the same seconds it is {outcome}."
@@ -144,8 +146,13 @@ def _common_scores(lineup: Lineup) -> tuple[float, float]:
     return one, other
 
 
-def _interval(found: Interval) -> str:
-    return f"{found.mean:+.3g} (95 % interval {found.low:+.3g} to {found.high:+.3g})"
+def _turned(found: Interval) -> Interval:
+    return Interval(-found.mean, -found.high, -found.low)
+
+
+def _interval(found: Interval, more: str = "") -> str:
+    inside = f"95 % interval {found.low:+.3g} to {found.high:+.3g}"
+    return f"{found.mean:+.3g} ({'; '.join(filter(None, (inside, more)))})"
 
 
 def _items(n: int) -> str:
