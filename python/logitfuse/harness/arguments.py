@@ -58,7 +58,9 @@ def config_of(arguments: Mapping[str, Any]) -> FuseConfig:
         if len(values) == 1 and name != "weights":
             values *= len(members)
         if len(values) != len(members):
-            raise ConfigError(f"{name} has {len(values)} values for {len(members)} members", key=name)
+            raise ConfigError(
+                f"{name} has {len(values)} values for {len(members)} members", key=name
+            )
         for member, value in zip(members, values, strict=True):
             member[key] = value
     for member in members:

@@ -42,10 +42,9 @@ class LogitfuseLM(LM):  # type: ignore[misc]
         Or `model` or `hf`, and all else that `config_of` describes.
     max_gen_toks : int
         Most units of a reply, where a task sets no other length.
-    batch_size, max_batch_size : object
-        The harness gives them; they change nothing.
-    device : str, optional
-        Only ``cpu``: the members have devices of their own (`n_gpu_layers`, `main_gpu`).
+    batch_size, max_batch_size, device : object
+        The harness always gives them, and they change nothing: there are no batches, and members
+        have devices of their own (`n_gpu_layers`, `main_gpu`).
 
     Raises
     ------
@@ -60,16 +59,11 @@ class LogitfuseLM(LM):  # type: ignore[misc]
         max_gen_toks: int = 256,
         batch_size: object = None,
         max_batch_size: object = None,
-        device: str | None = None,
+        device: object = None,
         **arguments: Any,
     ) -> None:
         super().__init__()
-        del batch_size, max_batch_size
-        if device not in (None, "cpu"):
-            raise ConfigError(
-                f"members have devices of their own: give n_gpu_layers=-1 instead of {device!r}",
-                key="device",
-            )
+        del batch_size, max_batch_size, device
         ensemble = arguments.get("ensemble")
         if isinstance(ensemble, Ensemble):
             if others := arguments.keys() - {"ensemble"}:
@@ -96,9 +90,7 @@ class LogitfuseLM(LM):  # type: ignore[misc]
         """For each document: its log-likelihood, nats; see `logitfuse.harness.windows`."""
         return self._answer("loglikelihood_rolling", requests, self._document, disable_tqdm)
 
-    def generate_until(
-        self, requests: Sequence[Instance], disable_tqdm: bool = False
-    ) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """For each context and its settings (`generation_of`): the reply before a stop string."""
         return self._answer("generate_until", requests, self._reply, disable_tqdm)
 

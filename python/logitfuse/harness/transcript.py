@@ -54,5 +54,6 @@ def split_space(prompt: Prompt) -> tuple[Prompt, str]:
         return kept, prompt[len(kept) :]
     if not prompt[-1].get("prefix"):
         return prompt, ""
-    kept, space = split_space(prompt[-1]["content"])
-    return [*prompt[:-1], prompt[-1] | {"content": kept}], space
+    begun = prompt[-1]["content"]
+    kept = begun.rstrip()
+    return [*prompt[:-1], prompt[-1] | {"content": kept}], begun[len(kept) :]

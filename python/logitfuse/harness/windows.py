@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from logitfuse.errors import ContextLengthError
 from logitfuse.member import Member
 
-#: Tokens that stay free: a text may have to be followed in more tokens than its canonical ones.
+#: Tokens that stay free besides one for each branch: a text may have to be followed in more tokens
+#: than its canonical ones.
 _SPARE = 16
 #: Most characters of a token, on the average of a window; and of what is seen before one.
 _CHARACTERS = 32
@@ -25,17 +26,17 @@ class Room:
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
-        self._members = members
-        self._smallest = min(member.n_ctx for member in members)
+        self._tokens = {m: m.n_ctx - m.context.n_branches - _SPARE for m in members}
+        self._smallest = min(self._tokens.values())
 
     def holds(self, prompt: str, text: str = "", spare: int = 0) -> bool:
         """Whether a prompt, a text behind it, and so many tokens besides fit."""
         n_bytes = len((prompt + text).encode("utf-8", "surrogatepass"))
-        if n_bytes + spare + _SPARE < self._smallest:  # no token has less than a byte
+        if n_bytes + spare < self._smallest:  # no token has less than a byte
             return True
         return all(
-            _count(member, prompt, text) + spare + _SPARE <= member.n_ctx
-            for member in self._members
+            _count(member, prompt, text) + spare <= tokens
+            for member, tokens in self._tokens.items()
         )
 
     def end_of(self, prompt: str, text: str = "", spare: int = 0) -> str:
@@ -59,8 +60,8 @@ class Room:
         """
         n = self._most(len(text), lambda n: self.holds(prompt, text[:n]))
         if n == 0:
-            worst = min(self._members, key=lambda member: member.n_ctx)
-            needed = _count(worst, prompt, text[:1]) + _SPARE
+            worst = min(self._tokens, key=self._tokens.__getitem__)
+            needed = _count(worst, prompt, text[:1]) + worst.n_ctx - self._tokens[worst]
             raise ContextLengthError(member=worst.name, n_tokens=needed, n_ctx=worst.n_ctx)
         return text[:n]
 
