@@ -109,9 +109,10 @@ def of_right(logprobs: Floats, right: NDArray[np.intp]) -> Floats:
 
 def ask(member: Member, beam: Beam, question: Question) -> list[Floats]:
     """What a member thinks of all options."""
-    bos = member.model.bos if member.model.add_bos else None
-    head = [int(member.vocab.end_ids[0]) if bos is None else bos]
-    return [_option(beam, head, question.prompt, option) for option in question.continuations]
+    return [
+        _option(beam, [member.opening], question.prompt, option)
+        for option in question.continuations
+    ]
 
 
 def _option(beam: Beam, head: list[int], prompt: bytes, option: bytes) -> Floats:

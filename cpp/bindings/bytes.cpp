@@ -146,6 +146,15 @@ void bind_bytes(py::module_& m) {
           },
           "place"_a)
       .def(
+          "along",
+          [](UnitSearch& search, const py::bytes& text) {
+            const std::string bytes = bytes_view(text);
+            const py::gil_scoped_release released;
+            return search.along(bytes);
+          },
+          "text"_a)
+      .def("forget", &UnitSearch::forget)
+      .def(
           "spelled",
           [](const UnitSearch& search, std::int32_t symbol) {
             const auto spelled = search.spelled(symbol);

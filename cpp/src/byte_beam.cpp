@@ -173,6 +173,13 @@ bool ByteBeam::expected(const Branch& branch) const {
   return live_[branch.from].id == expected_id_ && (!branch.ends || branch.token == expected_token_);
 }
 
+bool ByteBeam::expects_end(const Hypothesis& hypothesis, std::int32_t at) const {
+  if (hypothesis.id != expected_id_ || expected_token_ == kNone) return false;
+  const ByteTrie::Node& node = trie_->node(at);
+  return node.begin < node.ends &&
+         trie_->vocab().sorted()[static_cast<std::size_t>(node.begin)] == expected_token_;
+}
+
 double ByteBeam::take_kept() { return std::exchange(kept_, 1.0); }
 
 double ByteBeam::waiting() const {

@@ -80,6 +80,7 @@ bool UnitSearch::needs_row(const Node& node) const {
       const auto& hypothesis = beam.hypotheses()[static_cast<std::size_t>(place.hypothesis)];
       const double exact = hypothesis.share * beam.exact_mass(hypothesis, place.at);
       most = std::max(most, exact);
+      if (beam.expects_end(hypothesis, place.at)) return true;
       total += exact + hypothesis.share * beam.longer_mass(hypothesis, place.at);
     }
     if (most > 0.0 && most >= total * beam.options().prune) return true;
@@ -345,6 +346,24 @@ std::int32_t UnitSearch::draw(double place) {
   }
   list(at);
   return symbol(at);
+}
+
+std::int32_t UnitSearch::along(std::string_view text) {
+  std::int32_t at = 0;
+  const std::size_t steps = std::max<std::size_t>(text.size(), 1);
+  for (std::size_t i = 0; i < steps && !nodes_[static_cast<std::size_t>(at)].ends; ++i) {
+    const std::size_t outcome = text.empty() ? kByteEnd : static_cast<std::uint8_t>(text[i]);
+    const std::int32_t spelled = child(at, outcome);
+    at = spelled == kNone ? child(at, kWaiting) : spelled;
+    if (at == kNone) return kNone;
+  }
+  list(at);
+  return symbol(at);
+}
+
+void UnitSearch::forget() {
+  named_.clear();
+  names_.clear();
 }
 
 // The child of a node behind an outcome, or kNone.

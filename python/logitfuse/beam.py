@@ -50,8 +50,20 @@ class Reader(Protocol):
     def silent(self) -> bool:
         """The member has no belief about what follows (it cannot spell the text)."""
 
-    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
-        """A prompt, given by its tokens; to heal is to take its last ones for mere bytes."""
+    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
+        """Read a prompt.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+        heal : bool
+            Take its last tokens for mere bytes.
+        ahead : bytes
+            What is known to follow; it may be read ahead, and its tokens are not given up.
+        """
+
+    def take_kept(self) -> float:
+        """The share of the text's probability, 0..1, that was not given up since the last call."""
 
     def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         """The text went on with a unit.
@@ -91,14 +103,16 @@ class TwoRows:
     def __init__(self, member: Member, *, prune: float = PRUNE) -> None:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=2)
+        self._known: list[int] = []  # tokens of the text, as far as it is known
 
     @property
     def silent(self) -> bool:
         """The member stands inside a character that it cannot spell."""
         return self.member.stalled
 
-    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
+    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
         """Read a prompt; to heal it, the row before its last token is read too."""
+        self._known = [*prompt, *self.member.tokenize(ahead)] if ahead else []
         self.member.begin(prompt)
         self._read(heal and self.member.vocab.is_text(prompt[-1]))
 
@@ -111,6 +125,10 @@ class TwoRows:
             self._read(True)
         return True
 
+    def take_kept(self) -> float:
+        """All: what these rows leave out is never part of the text's probability."""
+        return 1.0
+
     def _read(self, two: bool) -> None:
         before = self.member.row_before() if two else None
         if before is None:
@@ -118,6 +136,18 @@ class TwoRows:
         else:
             self.core.two_rows(before, self.member.tokens[-1], self.member.row)
         self.core.take_dropped()
+        self._expect()
+
+    def _expect(self) -> None:
+        """Let a unit end where a token of the known text does."""
+        n, known = self.member.n_tokens, _canonical(self.member, self._known)
+        (first, _), *rest = self.core.shares
+        if known[:n] == _canonical(self.member, self.member.tokens):
+            self.core.expect(rest[0][0] if rest else first, known[n] if n < len(known) else -1)
+        elif known[: n - 1] == _canonical(self.member, self.member.tokens[:-1]):
+            self.core.expect(first, known[n - 1])  # the last token is only a piece of one
+        else:
+            self.core.expect(-1, -1)
 
 
 class Beam:
@@ -163,13 +193,26 @@ class Beam:
         """The member cannot spell the text."""
         return self.core.dead
 
-    def open(self, prompt: Sequence[int], *, heal: bool) -> None:
+    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
         """Read a prompt."""
+        member = self.member
         self._prompt = list(prompt)
-        if not self._has_room(len(prompt)):
-            member = self.member
-            raise ContextLengthError(member=member.name, n_tokens=len(prompt), n_ctx=member.n_ctx)
-        self._start(self._prompt, None if heal else len(prompt))
+        start = self._heal_from(self._prompt) if heal else len(prompt)
+        rest = member.vocab.join(self._prompt[start:])
+        following = member.tokenize(rest + ahead) if ahead else self._prompt[start:]
+        if member.vocab.join(following) != rest + ahead:
+            following = self._prompt[start:]
+        tokens = self._prompt[:start] + following
+        if not self._has_room(len(tokens)):
+            raise ContextLengthError(member=member.name, n_tokens=len(tokens), n_ctx=member.n_ctx)
+        self.begin(tokens, start=start)
+        if self.push(rest) < len(rest):  # its end has no other tokenisation
+            self.begin(self._prompt, start=len(prompt))
+        self.take_kept()
+
+    def take_kept(self) -> float:
+        """See `Reader`."""
+        return self.core.take_kept()
 
     def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         """Follow a unit; where no path can, read the text anew once its last character is whole."""
@@ -191,7 +234,9 @@ class Beam:
             tokens = self._prompt + self.member.tokenize(reply)
             if not self._has_room(len(tokens)):
                 return False
-            self._start(tokens, None)
+            rest = self.begin(tokens)
+            if self.push(rest) < len(rest):  # its end has no other tokenisation
+                self.begin(tokens, start=len(tokens))
         return True
 
     def _has_room(self, n_tokens: int) -> bool:
@@ -224,12 +269,6 @@ class Beam:
         finally:
             self.core.set_prune(prune)
 
-    def _start(self, tokens: Sequence[int], start: int | None) -> None:
-        """Read a text; where its end has no other tokenisation, as it stands."""
-        rest = self.begin(tokens, start=start)
-        if self.push(rest) < len(rest):
-            self.begin(tokens, start=len(tokens))
-
     @property
     def n_tokens(self) -> int:
         """Tokens of the longest path."""
@@ -257,10 +296,10 @@ class Beam:
         """
         member, plan = self.member, list(tokens)
         member.require_room(plan)
-        self._known = plan.copy()
+        self._known = _canonical(member, plan)
         by_state = member.model.remembers_by_state
         if start is None:
-            start = len(plan) if by_state else self._heal_from(plan)
+            start = self._heal_from(plan)
         rest = member.vocab.join(plan[start:])
         if by_state:
             del plan[start:]  # a state is forked where it is, so the trunk must not run ahead
@@ -284,6 +323,8 @@ class Beam:
 
     def _heal_from(self, tokens: Sequence[int]) -> int:
         start = len(tokens)
+        if self.member.model.remembers_by_state:  # a state is forked where it is
+            return start
         while start > max(1, len(tokens) - _HEAL) and self.member.vocab.is_text(tokens[start - 1]):
             start -= 1
         return start
@@ -367,3 +408,9 @@ class Beam:
         )
         for i, row in zip(ids, rows, strict=True):
             self.core.row(i, row)
+
+
+def _canonical(member: Member, tokens: Sequence[int]) -> list[int]:
+    """What tokens are to a beam, which knows no twins."""
+    twin_of = member.vocab._core.canonical
+    return [token if twin_of(token) < 0 else twin_of(token) for token in tokens]

@@ -197,5 +197,4 @@ def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:
     tokens = member.tokenize(text)
     if member.vocab.join(tokens) != text:
         raise PromptError(f"member '{member.name}' cannot spell the text: its tokenizer changes it")
-    bos = member.model.bos if member.model.add_bos else None
-    return [int(member.vocab.end_ids[0]) if bos is None else bos], tokens
+    return [member.opening], tokens

@@ -8,9 +8,11 @@ the answer is that of plain lockstep, greedy or sampled, whatever the draft was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+
+import numpy as np
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError
@@ -25,6 +27,8 @@ _RATE = 0.1
 _PRIOR, _DRIFT = 0.7, 0.01
 #: Units whose bytes are looked up in the earlier text, and how far ahead it is read, bytes.
 _KEY_UNITS, _READ = 3, 128
+#: Units of a known text that are read at a time.
+_AHEAD = 31
 #: Batches of more tokens say nothing about short ones.
 _SHORT = 32
 
@@ -286,6 +290,42 @@ class Draft(Lazy):
             costs.observe(
                 members[i].stats.decoded_tokens - tokens, members[i].stats.decode_s - seconds
             )
+
+
+class ReadAhead(Draft):
+    """The text is known: all members read it in batches.
+
+    Parameters
+    ----------
+    crew : Crew
+    text : bytes
+        The whole reply.
+    script : mapping of int to int
+        Its symbols by the byte where they begin.
+    """
+
+    def __init__(self, crew: Crew, text: bytes, script: Mapping[int, int]) -> None:
+        super().__init__(crew, DraftOptions(_AHEAD, ngrams=True, adapt=False))
+        self._text = text
+        self._starts = np.fromiter(script, np.int64, len(script))
+        self._script = list(script.values())
+
+    def _look_up(self, reply: ReplyText, length: int) -> None:
+        """Propose what follows, to where one of its symbols ends together with a character."""
+        if reply.unfinished:
+            return
+        at = self._ends[-1]
+        first = int(np.searchsorted(self._starts, at))
+        last = first + length
+        while last > first:
+            end = int(self._starts[last]) if last < len(self._starts) else len(self._text)
+            if not _core.unfinished_utf8(self._text[max(0, end - 3) : end]):
+                break
+            last -= 1
+        if last > first:
+            self._ahead = deepcopy(reply)
+            self._ahead.append(self._text[at:end])
+            self._symbols = self._script[first:last]
 
 
 def _bytes_of(reply: ReplyText) -> bytes:

@@ -219,6 +219,12 @@ class Member:
                 )
         return list(tokens)
 
+    @property
+    def opening(self) -> int:
+        """The token that begins documents: begin-of-text, or the first end where there is none."""
+        bos = self.model.bos if self.model.add_bos else None
+        return int(self.vocab.end_ids[0]) if bos is None else bos
+
     def reset(self) -> None:
         """Forget everything: the next prompt is decoded from its first token."""
         self._cache.forget()

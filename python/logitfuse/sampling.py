@@ -46,6 +46,10 @@ class SamplingParams(BaseModel):
         return None if seed == -1 else seed
 
 
+#: The pooled distribution as it is.
+WHOLE_POOL = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
 def make_sampler(params: SamplingParams, alignment: Alignment) -> _core.Sampler:
     """The native sampler for one answer over one alignment.
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from logitfuse import _core
 from logitfuse.errors import DecodeError
 from logitfuse.member import Member
+from logitfuse.strategies.base import Request, Step
+from logitfuse.strategies.engine import Engine
 
 #: Rows kept at a time: 64 rows of 262,144 logits are 64 MiB.
 _ROWS = 64
@@ -74,3 +76,46 @@ def score_text(
             progress(start + len(piece), len(tokens) - 1)
     member.reset()
     return TextScore(nats / math.log(2), n_bytes, len(tokens) - 1)
+
+
+@dataclass(frozen=True)
+class ReplyScore:
+    """A strategy's likelihood of a reply.
+
+    Attributes
+    ----------
+    nats : float
+        Log-probability that the reply begins with the text.
+    n_bytes : int
+    greedy : bool
+        Whether the strategy would have said it by itself, always choosing the most probable unit.
+    steps : tuple of Step
+    """
+
+    nats: float
+    n_bytes: int
+    greedy: bool
+    steps: tuple[Step, ...]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The only likelihood figure that is comparable across tokenizers."""
+        return -self.nats / math.log(2) / max(1, self.n_bytes)
+
+
+def score_reply(engine: Engine, request: Request, text: str | bytes) -> ReplyScore:
+    """How probable a reply is to an ensemble; see `Engine.score`.
+
+    Raises
+    ------
+    PromptError, ContextLengthError, FusionError, MemberError
+    """
+    steps = tuple(engine.score(request, text))
+    n_bytes = sum(len(step.unit) for step in steps)
+    nats = math.fsum(step.logprob for step in steps)
+    # The text may end inside a unit.
+    best = [step.top[0][0] if step.top else b"" for step in steps]
+    greedy = best[-1].startswith(steps[-1].unit) and all(
+        unit == step.unit for unit, step in zip(best[:-1], steps[:-1], strict=True)
+    )
+    return ReplyScore(nats, n_bytes, greedy, steps)

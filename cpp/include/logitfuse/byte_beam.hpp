@@ -94,6 +94,9 @@ class ByteBeam {
   /// little of the text it has (kNone: none).  For texts whose tokens are known beforehand.
   void expect(std::int32_t id, std::int32_t token);
 
+  /// Whether the expected token is what this hypothesis has pending at a place of the trie.
+  bool expects_end(const Hypothesis& hypothesis, std::int32_t at) const;
+
   /// The share of the text that has survived pruning since the last call.
   double take_kept();
 

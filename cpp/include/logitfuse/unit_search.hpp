@@ -69,6 +69,14 @@ class UnitSearch {
   /// listed.  Returns its symbol.
   std::int32_t draw(double place);
 
+  /// The unit that a text begins with (an empty text: the end), or the whole text if it is only the
+  /// beginning of units; where only waiting paths may spell what follows, the unit that stands for
+  /// them.  It is listed.  Returns its symbol, or kNone if no member can spell the text.
+  std::int32_t along(std::string_view text);
+
+  /// Forgets the units that are no symbols: their ids are good for one text.
+  void forget();
+
   /// The bytes of a symbol or of another unit.
   std::string_view unit(std::int32_t symbol) const;
 

@@ -108,6 +108,7 @@ class Chunk:
 
 #: Closing it stops the work.
 ChunkStream: TypeAlias = abc.Generator[Chunk, None, None]
+StepStream: TypeAlias = abc.Generator[Step, None, None]
 
 
 class Generator(Protocol):

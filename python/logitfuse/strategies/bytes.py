@@ -7,14 +7,14 @@ belief in the next byte does not depend on them, and the members can be pooled b
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias
 
 from logitfuse import _core
 from logitfuse.beam import Beam, Reader, TwoRows
 from logitfuse.config import PRUNE, WIDTH
-from logitfuse.errors import ConfigError, FusionError
+from logitfuse.errors import ConfigError, FusionError, PromptError
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName, PoolOptions
 from logitfuse.strategies.base import DecisionName, Request, Step
@@ -29,6 +29,32 @@ Tokenisations: TypeAlias = Literal["all", "canonical"]
 
 #: Units that are listed, in turn, until no unlisted one could matter.
 _DEPTHS = (1, 16, 64, 512, 4096, _core.ALL)
+
+
+class _Choice(NamedTuple):
+    """A unit among those that are listed, and the best ones."""
+
+    fused: _core.Fused
+    place: int
+    best: _core.Fused
+
+    @property
+    def symbol(self) -> int:
+        """Its id in the search."""
+        return self.fused.symbol(self.place)
+
+
+class _Passed(NamedTuple):
+    """What it took that only waiting paths spell what follows, nats: pooled, and of each member."""
+
+    logprob: float
+    members: tuple[float, ...]
+
+    def then(self, choice: _Choice) -> _Passed:
+        """And then this unit."""
+        fused, place, _ = choice
+        own = zip(self.members, fused.member_logprob(place), strict=True)
+        return _Passed(self.logprob + fused.logprob(place), tuple(a + b for a, b in own))
 
 
 class Bytes(Engine):
@@ -137,6 +163,8 @@ class Bytes(Engine):
         )
         self._alone = [_core.UnitSearch(self.alignment._core, [core]) for core in cores]
         self._excluded: list[int] = []  # outcomes that do not follow the text
+        self._votes: list[float] = []  # of the present step
+        self._symbol = -1  # of the present step, in the search
 
     # -- one answer ---------------------------------------------------------------------------
 
@@ -146,26 +174,44 @@ class Bytes(Engine):
         self._heals = isinstance(request.prompt, str | bytes)
         stops = super()._prefill(request, sampler)
         self.weigher.begin(self._evidence() if self._reads_prompt else [])
-        self._together(lambda i: self._readers[i].open(self._prompts[i].tokens, heal=self._heals))
+        for search in (self._search, *self._alone):
+            search.forget()
+        self._together(self._open_reader)
         self.stats.decode_s = self.stats.sync_s = 0.0
         return stops
+
+    def _open_reader(self, i: int) -> None:
+        prompt = self._prompts[i]
+        heal = self._heals and bool(prompt.text)
+        self._readers[i].open(prompt.tokens, heal=heal, ahead=self._ahead)
 
     def _begin(self, i: int) -> None:
         if self._reads_prompt:  # for the evidence only: the readers go over the prompt themselves
             super()._begin(i)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
-        started = time.perf_counter()
-        fused, index = self._read(reply, sampler, request)
-        while self._search.unit(fused.symbol(index)) == b"" and not self._ends(fused, index):
+        step = self._decide(reply, request, lambda: self._draw(sampler, request))
+        sampler.accept(self._symbol)
+        return step
+
+    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
+        return self._decide(reply, request, lambda: self._find(left, request))
+
+    def _decide(self, reply: ReplyText, request: Request, choose: Callable[[], _Choice]) -> Step:
+        """Pool what the members believe about the next bytes, and choose a unit."""
+        passed = _Passed(0.0, (0.0,) * len(self.members))
+        self._ask(reply, request)
+        choice = choose()
+        while self._search.unit(choice.symbol) == b"" and choice.symbol != self.alignment.end:
             # Only waiting paths spell what follows: ask them.
-            self._excluded = self._excluded + self._search.spelled(fused.symbol(index))
+            passed = passed.then(choice)
+            self._excluded = self._excluded + self._search.spelled(choice.symbol)
             self._together(self._wake)
-            fused, index = self._read(reply, sampler, request)
-        step = self._make_step(fused, index, request, reply)
-        self._excluded = self._search.spelled(fused.symbol(index))
-        sampler.accept(fused.symbol(index))
+            self._ask(reply, request)
+            choice = choose()
+        step = self._make_step(choice, passed, request, reply)
+        self._symbol = choice.symbol
+        self._excluded = self._search.spelled(self._symbol)
         self._count(step, [0.0 if math.isnan(p) else 1.0 for p in step.member_logprobs])
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
@@ -173,37 +219,33 @@ class Bytes(Engine):
             if self.gate is not None:
                 for _ in step.unit:
                     self._history.observe([p / len(step.unit) for p in own])
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
         return step
-
-    def _ends(self, fused: _core.Fused, index: int) -> bool:
-        return fused.symbol(index) == self.alignment.end
 
     def _wake(self, i: int) -> object:
         return self._readers[i].follow(b"", b"", (), wake=True)
 
-    def _read(
-        self, reply: ReplyText, sampler: _core.Sampler, request: Request
-    ) -> tuple[_core.Fused, int]:
-        """Pool what the members believe about the next bytes, and draw a unit."""
-        votes = [
+    def _ask(self, reply: ReplyText, request: Request) -> None:
+        """Let the search read the members' beliefs."""
+        self._votes = [
             weight if i in self._running and not self._readers[i].silent else 0.0
             for i, weight in enumerate(self.weigher.current())
         ]
-        if not any(vote > 0 for vote in votes):
+        if not any(vote > 0 for vote in self._votes):
             raise FusionError("no member can spell the text any further")
         self._search.read(
-            votes,
+            self._votes,
             reply.unfinished,
             may_end=not request.ignore_end,
             history=self._history.values.tolist(),
             excluded=self._excluded,
         )
+
+    def _draw(self, sampler: _core.Sampler, request: Request) -> _Choice:
+        """A unit from the pool."""
         if sampler.plain:
             drawn = self._search.draw(sampler.uniform())
             fused = self._search.candidates(max(1, request.top_logprobs))
-            return fused, fused.symbols.tolist().index(drawn)
+            return _Choice(fused, fused.symbols.tolist().index(drawn), fused)
         touched, wanted = sampler.touched, request.top_logprobs
         for depth in _DEPTHS:
             # All that a bias touches may be forbidden: something else must be listed.
@@ -216,14 +258,25 @@ class Bytes(Engine):
                 continue  # an unlisted one may be among those that the caller wants to see
             index = sampler.draw(fused)
             if index >= 0:
-                return fused, index
+                return _Choice(fused, index, fused)
         raise FusionError("no unit that may follow the text has any probability left")
 
+    def _find(self, text: bytes, request: Request) -> _Choice:
+        """The unit that a text begins with, or all of it, if it is the beginning of units."""
+        best = self._search.candidates(request.top_logprobs)
+        symbol = self._search.along(text)
+        if symbol < 0:
+            raise PromptError(
+                f"no member can spell byte 0x{text[0]:02x} of the text: the vocabularies lack it"
+            )
+        fused = self._search.candidates(request.top_logprobs)
+        return _Choice(fused, fused.symbols.tolist().index(symbol), best)
+
     def _make_step(
-        self, fused: _core.Fused, index: int, request: Request, reply: ReplyText
+        self, choice: _Choice, passed: _Passed, request: Request, reply: ReplyText
     ) -> Step:
-        symbol, unit_of = fused.symbol(index), self._search.unit
-        own = tuple(fused.member_logprob(index))
+        symbol, unit_of, best = choice.symbol, self._search.unit, choice.best
+        logprob, own = passed.then(choice)
         wishes = tuple(
             None if math.isnan(p) else self._wish(i, reply, request) for i, p in enumerate(own)
         )
@@ -233,15 +286,15 @@ class Bytes(Engine):
             decision = "led"
         elif said and all(wish == unit_of(symbol) for wish in said):
             decision = "agree"
-        listed = range(min(request.top_logprobs, len(fused)))
+        listed = range(min(request.top_logprobs, len(best)))
         return Step(
             symbol=symbol if symbol < len(self.alignment) else -1,
             unit=unit_of(symbol),
-            logprob=fused.logprob(index),
+            logprob=logprob,
             member_logprobs=own,
             wishes=wishes,
             decision=decision,
-            top=tuple((unit_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
+            top=tuple((unit_of(best.symbol(k)), best.logprob(k) + passed.logprob) for k in listed),
         )
 
     def _wish(self, i: int, reply: ReplyText, request: Request) -> bytes | None:
@@ -251,8 +304,9 @@ class Bytes(Engine):
             [1.0], reply.unfinished, may_end=not request.ignore_end, excluded=self._excluded
         )
         fused = search.candidates(2)  # one may stand for paths that wait, and say nothing
-        units = [search.unit(symbol) for symbol in fused.symbols.tolist()]
-        said = (unit for k, unit in enumerate(units) if unit or self._ends(fused, k))
+        symbols = fused.symbols.tolist()
+        units = [search.unit(symbol) for symbol in symbols]
+        said = (u for u, s in zip(units, symbols, strict=True) if u or s == self.alignment.end)
         return next(said, None)
 
     def _follow(self, reply: ReplyText, step: Step) -> bool:
@@ -260,4 +314,27 @@ class Bytes(Engine):
         wake = bool(self._excluded)
         return all(
             self._together(lambda i: self._readers[i].follow(step.unit, complete, units, wake=wake))
+        )
+
+    def _follow_given(self, reply: ReplyText, step: Step) -> Step:
+        """Charge what the beams gave up: each member's share of the unit as far as it was kept.
+
+        A given text is known, so that its own tokens are never given up; without the charge texts
+        would have more than all probability.
+        """
+        super()._follow_given(reply, step)
+        kept = [reader.take_kept() for reader in self._readers]
+        own = [
+            vote * math.exp(p) if p > -math.inf else 0.0  # false for NaN
+            for vote, p in zip(self._votes, step.member_logprobs, strict=True)
+        ]
+        left = (
+            sum(a * b for a, b in zip(own, kept, strict=True)) / sum(own) if sum(own) > 0 else 1.0
+        )
+        return replace(
+            step,
+            logprob=step.logprob + math.log(left),
+            member_logprobs=tuple(
+                p + math.log(k) for p, k in zip(step.member_logprobs, kept, strict=True)
+            ),
         )

@@ -6,20 +6,22 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from logitfuse import _core, chat
 from logitfuse.alignment import align
-from logitfuse.errors import ConfigError, FusionError, MemberError
+from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError, PromptError
 from logitfuse.evidence import Span, spans_of
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName
-from logitfuse.sampling import make_sampler
+from logitfuse.sampling import WHOLE_POOL, make_sampler
 from logitfuse.strategies.base import (
     Chunk,
     ChunkStream,
@@ -27,6 +29,7 @@ from logitfuse.strategies.base import (
     FinishReason,
     Request,
     Step,
+    StepStream,
 )
 from logitfuse.text import ReplyText
 from logitfuse.weights import PromptEvidence
@@ -147,6 +150,8 @@ class Engine(ABC):
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
         self._noticed: set[Member] = set()
         self._prompts: dict[int, _Prompt] = {}
+        #: The text that is scored; the members may read it ahead.
+        self._ahead = b""
         #: Prompts are scored, for `_evidence`.
         self._reads_prompt = False
         self._threads = [
@@ -172,20 +177,82 @@ class Engine(ABC):
             A member failed; `MemberError.text` is the answer so far.
         """
         started = time.perf_counter()
-        self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
         sampler = make_sampler(request.sampling, self.alignment)
-        stops = self._prefill(request, sampler)
-        self.stats.prefill_s = time.perf_counter() - started
-        reply = ReplyText(stops)
-        try:
+        reply = ReplyText(self._open(request, sampler))
+        with self._answering(reply, started):
             finish: FinishReason | None = None
             while finish is None:
-                step = self._step(reply, sampler, request)
+                step = self._timed(lambda: self._step(reply, sampler, request))
                 finish, text = self._extend(reply, step, request)
                 if finish is not None:
                     text += reply.flush()
                 self.stats.total_s = time.perf_counter() - started
                 yield Chunk(text, (step,), finish)
+
+    def score(self, request: Request, text: str | bytes) -> StepStream:
+        """The steps in which this strategy would have said a text: teacher forcing.
+
+        The units of the steps join to the text, and their log-probabilities sum to that of a reply
+        that begins with it.  Nothing truncates or biases: of a request's sampling parameters only
+        the limits of `top_logprobs` count.  See each strategy for what a unit is.
+
+        Parameters
+        ----------
+        request : Request
+            Its prompt, `ignore_end` and `top_logprobs` count.
+        text : str or bytes
+            Valid UTF-8.
+
+        Yields
+        ------
+        Step
+            With at least one `top` unit: what the strategy itself finds most probable.
+
+        Raises
+        ------
+        PromptError, ContextLengthError, FusionError
+            Before the first step.
+        MemberError
+            A member failed.
+        """
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        _check_text(raw)
+        request = replace(
+            request,
+            sampling=WHOLE_POOL,
+            max_tokens=None,
+            stop=(),
+            top_logprobs=max(1, request.top_logprobs),
+        )
+        started = time.perf_counter()
+        reply, at = ReplyText(), 0
+        self._ahead = raw
+        try:
+            self._open(request, make_sampler(request.sampling, self.alignment))
+            with self._answering(reply, started):
+                while at < len(raw):
+                    step = self._timed(partial(self._said, reply, raw[at:], request))
+                    at += len(step.unit)
+                    reply.append(step.unit)
+                    if at < len(raw):
+                        step = self._follow_given(reply, step)
+                    yield step
+        finally:
+            self._ahead = b""
+
+    def _open(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+        """Begin a reply; returns the stop strings."""
+        started = time.perf_counter()
+        self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
+        stops = self._prefill(request, sampler)
+        self.stats.prefill_s = time.perf_counter() - started
+        return stops
+
+    @contextmanager
+    def _answering(self, reply: ReplyText, started: float) -> Iterator[None]:
+        """Whatever happens: errors name the member and keep the text, and the time is taken."""
+        try:
+            yield
         except MemberError as error:
             error.text = reply.text
             raise
@@ -201,6 +268,15 @@ class Engine(ABC):
         finally:
             self.stats.total_s = time.perf_counter() - started
 
+    def _timed(self, choose: Callable[[], Step]) -> Step:
+        """Choose a unit, and note how long that took besides waiting for members."""
+        before = self.stats.decode_s + self.stats.sync_s
+        started = time.perf_counter()
+        step = choose()
+        waited = self.stats.decode_s + self.stats.sync_s - before
+        self.stats.fuse_s += time.perf_counter() - started - waited
+        return step
+
     # -- one answer ---------------------------------------------------------------------------
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
@@ -209,7 +285,8 @@ class Engine(ABC):
         self._prompts = {}
         for i in self._running:
             self._prompts[i] = prompt = self._render(self.members[i], request.prompt)
-            self.members[i].require_room(prompt.tokens)  # before anybody decodes
+            ahead = self.members[i].tokenize(self._ahead) if self._ahead else []
+            self.members[i].require_room(prompt.tokens + ahead)  # before anybody decodes
             stops += prompt.stop
         first = self._running[0]
         self.stats.prompt_tokens = len(self._prompts[first].tokens)
@@ -229,6 +306,8 @@ class Engine(ABC):
         """A member's own tokens for the prompt, and what else ends its replies."""
         if isinstance(prompt, str | bytes):
             text = prompt.encode("utf-8", "surrogatepass") if isinstance(prompt, str) else prompt
+            if self._ahead and not text:  # a document that is scored from its beginning
+                return _Prompt([member.opening], b"")
             return _Prompt(member.tokenize_prompt(text), text)
         if all(isinstance(item, int) for item in prompt):
             if self.alignment.identical and len(prompt):  # symbols are tokens
@@ -259,6 +338,10 @@ class Engine(ABC):
         """Choose the next unit."""
 
     @abstractmethod
+    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
+        """The unit that `left` begins with, as a step."""
+
+    @abstractmethod
     def _follow(self, reply: ReplyText, step: Step) -> bool:
         """Bring the members to the reply, which the step has just extended.
 
@@ -267,6 +350,15 @@ class Engine(ABC):
         bool
             False: a context is full, the answer ends here.
         """
+
+    def _follow_given(self, reply: ReplyText, step: Step) -> Step:
+        """Bring the members behind a step of a given text; returns it with what that cost."""
+        if not self._follow(reply, step):
+            least = min(self._running, key=lambda i: self.members[i].n_ctx)
+            member = self.members[least]
+            n_tokens = len(self._prompts[least].tokens) + len(member.tokenize(self._ahead))
+            raise ContextLengthError(member=member.name, n_tokens=n_tokens, n_ctx=member.n_ctx)
+        return step
 
     def _extend(
         self, reply: ReplyText, step: Step, request: Request
@@ -327,3 +419,15 @@ class Engine(ABC):
         for i, vote in enumerate(votes):
             self.stats.votes[i] += vote != 0
             self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit
+
+
+def _check_text(text: bytes) -> None:
+    """Raise PromptError for what no reply could be."""
+    if not text:
+        raise PromptError("the text to be scored is empty; give at least one byte")
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"the text is not valid UTF-8: byte 0x{text[error.start]:02x} at position {error.start}"
+        ) from None

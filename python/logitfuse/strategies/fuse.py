@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -156,19 +155,23 @@ class Fuse(TokenEngine):
         return stops
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
-        started = time.perf_counter()
         self._prepare(reply, sampler, request)
         asked = self._ask(reply, sampler, request)
         step = self._say(asked, reply, sampler, request)
         sampler.accept(step.symbol)
-        self._count(step, asked.votes)
+        self._tell(step, asked.votes)
+        return step
+
+    def _consult(
+        self, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> Sequence[float]:
+        return self._ask(reply, sampler, request).votes
+
+    def _tell(self, step: Step, votes: Sequence[float]) -> None:
+        super()._tell(step, votes)
         if step.unit:
             own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
             self.weigher.observe(own, len(step.unit))
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
-        return step
 
     def _ask(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> _Asked:
         """Ask whom the step needs, and let the pool read the rows of those who vote."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError
-from logitfuse.gates import Voter, believes, has_row
+from logitfuse.gates import GATES, Voter, believes, has_row
 from logitfuse.member import Member
 from logitfuse.schedules import Lazy
 from logitfuse.strategies.base import Request, Step
@@ -75,18 +74,28 @@ class Mix(TokenEngine):
         return super()._prefill(request, sampler)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        before = self.stats.decode_s + self.stats.sync_s
-        started = time.perf_counter()
         speaker, voter = self._draw()
         votes = [0.0] * len(self.members)
         votes[speaker] = 1.0
         self._read(self._pool, {speaker: voter}, votes)
         step = self._make_step(*self._choose(reply, sampler, request), "led", request)
         sampler.accept(step.symbol)
-        self._count(step, votes)
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
+        self._tell(step, votes)
         return step
+
+    def _consult(
+        self, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> Sequence[float]:
+        """All of them: the distribution of what a drawn member says."""
+        del reply, sampler, request
+        voters = self._schedule.look(self._running)
+        gate = GATES["always" if self._one_vocab else "boundary"]
+        given = gate(voters, [self.weights[i] for i in self._running])
+        votes = [0.0] * len(self.members)
+        for i, vote in zip(self._running, given, strict=True):
+            votes[i] = vote
+        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes)
+        return votes
 
     def _draw(self) -> tuple[int, Voter]:
         """Who speaks, and what it knows."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from logitfuse import _core
-from logitfuse.errors import ConfigError, FusionError
+from logitfuse.drafting import ReadAhead
+from logitfuse.errors import ConfigError, FusionError, PromptError
 from logitfuse.gates import Voter
 from logitfuse.member import Member
 from logitfuse.pooling import TOP, PoolName, PoolOptions
 from logitfuse.projection import projection_for
+from logitfuse.sampling import make_sampler
 from logitfuse.schedules import Crew, Schedule
-from logitfuse.strategies.base import DecisionName, Request, Step
+from logitfuse.strategies.base import DecisionName, Request, Step, StepStream
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
 
@@ -23,6 +29,8 @@ AlignmentName: TypeAlias = Literal["exact", "embedding"]
 _DEPTHS = (TOP, 8 * TOP, 64 * TOP, _core.ALL)
 #: Draws from the whole pool; if none of them may follow the text, candidates are listed.
 _DRAWS = 100
+#: Listed besides: symbols that break a character cannot be said.
+_UNFIT = 16
 #: Of projected distributions these are all there is, as in EVA: what an unlisted token might add to
 #: a symbol through its embedding cannot be ruled out, only left out.
 _PROJECTED = 320
@@ -71,6 +79,11 @@ class TokenEngine(Engine):
         self._projects = alignment == "embedding" and not self.alignment.identical
         if self._projects:
             self._project()
+        #: A symbol's pooled probability needs no other symbol's.
+        self._linear = self.pool.kind == "linear" and not (self.pool.union_top or self._projects)
+        #: Whose tokens a given text is cut into: the first of those who vote.
+        self._scribes = sorted(self._running, key=self._rank, reverse=True)
+        self._scripts: dict[int, dict[int, int]] = {}
         self._crew = Crew(
             self.members,
             self._running,
@@ -79,10 +92,13 @@ class TokenEngine(Engine):
             self.alignment._core.symbol,
         )
 
+    def _rank(self, i: int) -> tuple[float, int, int]:
+        """Members of large weight come first, and of several those with most tokens."""
+        return self.weights[i], len(self.members[i].vocab), -i
+
     def _project(self) -> None:
         """Project the members' own tokens onto the pivot's."""
-        size = [len(member.vocab) for member in self.members]
-        pivot = max(self._running, key=lambda i: (self.weights[i], size[i], -i))
+        pivot = max(self._running, key=self._rank)
         for i in self._running:
             if i == pivot:
                 continue
@@ -91,10 +107,92 @@ class TokenEngine(Engine):
             self._pool.project(i, found.offsets, symbols, found.weights)
         self._pool.restrict(pivot)
 
+    def score(self, request: Request, text: str | bytes) -> StepStream:
+        """See `Engine.score`: along the canonical tokens of one member, the *scribe*.
+
+        That is the member of largest weight, or of several the one with most tokens; where it does
+        not vote, the next one that does.  Other ways to spell the text are left out, so its
+        probability is a lower bound, as is usual for single models.  The members read the text
+        ahead, in batches.
+        """
+        usual = self._schedule
+        try:
+            yield from super().score(request, text)
+        finally:
+            self._schedule = usual
+
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+        if self._ahead:
+            self._scripts = {i: self._script(i, self._ahead) for i in self._running}
+            self._schedule = ReadAhead(self._crew, self._ahead, self._scripts[self._scribes[0]])
         stops = super()._prefill(request, sampler)
         self._schedule.begin(self._prompts[self._running[0]].text)
         return stops
+
+    def _script(self, i: int, text: bytes) -> dict[int, int]:
+        """The symbols of a member's canonical tokens of a text, by the byte where they begin."""
+        script, at = {}, 0
+        for token in self.members[i].tokenize(text):
+            symbol = self.alignment.symbol(i, token)
+            if symbol is None:
+                break
+            script[at] = symbol
+            at += len(self.alignment.symbol_bytes(symbol))
+        if at == len(text):
+            return script
+        name = self.members[i].name
+        raise PromptError(f"member '{name}' cannot spell the text: its tokenizer changes it")
+
+    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
+        sampler = make_sampler(request.sampling, self.alignment)
+        self._prepare(reply, sampler, request)
+        votes = self._consult(reply, sampler, request)
+        symbol = self._next_symbol(left, votes)
+        wider = replace(request, top_logprobs=request.top_logprobs + _UNFIT)
+        fused = self._list(symbol, wider.top_logprobs)
+        index = int(np.flatnonzero(fused.symbols == symbol)[0])
+        alone = sum(vote != 0 for vote in votes) == 1
+        step = self._make_step(fused, index, "led" if alone else "fused", wider)
+        top = [(unit, logprob) for unit, logprob in step.top if reply.accepts(unit)]
+        step = replace(step, top=tuple(top[: request.top_logprobs]))
+        self._tell(step, votes)
+        return step
+
+    def _next_symbol(self, left: bytes, votes: Sequence[float]) -> int:
+        """What the first scribe with a vote and a token here writes; or what it would write."""
+        scribes = self._scribes[:1]
+        if not self._projects:
+            scribes = [i for i in self._scribes if votes[i] > 0]
+        at = len(self._ahead) - len(left)
+        for i in scribes:
+            if at in self._scripts[i]:
+                return self._scripts[i][at]
+        if _core.continues_utf8(b"", left[:1]):
+            return self._script(scribes[0], left)[0]  # it calls more than this one token
+        symbol = self.alignment.lookup(left[:1])
+        assert symbol is not None  # somebody has said the first byte of the character
+        return symbol
+
+    @abstractmethod
+    def _consult(
+        self, reply: ReplyText, sampler: _core.Sampler, request: Request
+    ) -> Sequence[float]:
+        """Let the pool read the rows of those who vote; returns their votes."""
+
+    def _tell(self, step: Step, votes: Sequence[float]) -> None:
+        """A unit was chosen: count it."""
+        self._count(step, votes)
+
+    def _list(self, symbol: int, wanted: int) -> _core.Fused:
+        """A symbol and the best ones of the pool, normalised over all symbols."""
+        for top in (_PROJECTED,) if self._projects else _DEPTHS if self._linear else (_core.ALL,):
+            fused = self._pool.candidates(top, [symbol])
+            if self._projects:
+                fused.close()
+            listed = min(wanted, len(fused))
+            if top == _core.ALL or fused.logprob(listed - 1) >= fused.outside:
+                break
+        return fused
 
     def _prepare(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> None:
         """Let the schedule look ahead."""
@@ -128,12 +226,7 @@ class TokenEngine(Engine):
     def _lossless(self, sampler: _core.Sampler, request: Request) -> bool:
         """Whether nothing but the best symbol of a linear pool is wanted."""
         return (
-            sampler.greedy
-            and not sampler.processes
-            and self.pool.kind == "linear"
-            and not self.pool.union_top
-            and not self._projects
-            and request.top_logprobs == 0
+            sampler.greedy and not sampler.processes and self._linear and request.top_logprobs == 0
         )
 
     def _choose(
@@ -141,8 +234,7 @@ class TokenEngine(Engine):
     ) -> tuple[_core.Fused, int]:
         """Pool and draw, listing more candidates until no unlisted one could matter."""
         wanted = request.top_logprobs
-        linear = self.pool.kind == "linear" and not self.pool.union_top and not self._projects
-        for _ in range(_DRAWS if sampler.plain and linear and not wanted else 0):
+        for _ in range(_DRAWS if sampler.plain and self._linear and not wanted else 0):
             symbol = self._pool.draw(sampler.uniform())
             if self._may_follow(reply, symbol, request):
                 return self._pool.score(symbol), 0
