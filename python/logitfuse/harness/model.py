@@ -33,7 +33,8 @@ class LogitfuseLM(LM):  # type: ignore[misc]
       written as JSON between `apply_chat_template` and the answer; a ``gen_prefix`` begins the
       reply.
     * Requests are answered one after another, those with a common context together: the members
-      keep what they have read.  There is no batch size.
+      keep what they have read.  There is no batch size.  How much of a prompt is new decides how
+      llama.cpp batches it, which costs digits: 0.1 % of a log-likelihood and less.
     * A plain context that is too long loses its beginning; a chat is refused.
 
     Parameters
