@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
+from asking import Question, questions
 from bytecache import DEFAULT_CACHE, VERSION, digest, one_thread
-from facts import Question, questions
 from logitfuse import _core
 from logitfuse.beam import Beam
 from logitfuse.errors import PromptError

@@ -12,8 +12,8 @@ import models
 import numpy as np
 import pytest
 from accuracy import Exam
+from asking import Question
 from bytecache import one_thread
-from facts import Question
 from logitfuse.beam import Beam
 from logitfuse.fitting import Floats
 from logitfuse.member import Member

@@ -22,7 +22,7 @@ import inputs
 from inputs import WEIGHTS, StepInput
 from logitfuse import _core
 from logitfuse.alignment import align
-from logitfuse.cli.bench import machine
+from logitfuse.machine import machine
 from logitfuse.pooling import TOP, fuse
 from logitfuse.vocab import Vocab
 from numpy_pool import NumpyPool

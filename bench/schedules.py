@@ -19,9 +19,9 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 
 import models
-from logitfuse.cli.bench import machine
 from logitfuse.drafting import Draft, DraftOptions, expected_units
 from logitfuse.gates import Certain
+from logitfuse.machine import machine
 from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Generator, Request

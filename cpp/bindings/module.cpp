@@ -7,6 +7,14 @@ using namespace logitfuse;
 
 namespace {
 
+#if defined(_MSC_VER)
+constexpr char kCompiler[] = "MSVC";
+#elif defined(__clang__)
+constexpr char kCompiler[] = __VERSION__;  // begins with "Clang" or a vendor's name for it
+#else
+constexpr char kCompiler[] = "GCC " __VERSION__;
+#endif
+
 // The typed errors live in Python, where they carry data; see python/logitfuse/errors.py.
 void raise(const char* name, const std::string& what, const py::dict& data = {}) {
   const py::object type = py::module_::import("logitfuse.errors").attr(name);
@@ -31,6 +39,7 @@ void translate(std::exception_ptr pointer) {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "The native core of logitfuse; private, use the package's public names.";
   m.attr("__version__") = LOGITFUSE_VERSION;
+  m.attr("__compiler__") = kCompiler;
   py::register_local_exception_translator(&translate);
   bind_kernels(m);
   bind_vocab(m);

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: Final[str]
+__compiler__: Final[str]
 ALL: Final[int]
 GATE_FEATURES: Final[int]
 ROW_FEATURES: Final[int]

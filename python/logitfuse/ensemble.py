@@ -14,7 +14,8 @@ from logitfuse.config import FuseConfig, build, explain, load_config, parse_conf
 from logitfuse.errors import ConfigError, LogitfuseError, PromptError
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import ChunkStream, Message, Request
-from logitfuse.strategies.engine import Engine, RunStats
+from logitfuse.strategies.engine import Engine
+from logitfuse.strategies.stats import RunStats
 
 AnyPath = str | PathLike[str]
 
@@ -158,8 +159,6 @@ class Ensemble:
     def stats(self) -> RunStats:
         """What the last answer took."""
         return self._fuse.stats
-
-    # -- answering ----------------------------------------------------------------------------
 
     def stream(self, request: Request) -> ChunkStream:
         """Answer with full detail: every step, who wanted it, how it was decided."""

@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from logitfuse import _core
 from logitfuse.errors import FusionError
+from logitfuse.evaluation.statistics import Interval as Interval
+from logitfuse.evaluation.statistics import Resamples, interval
 from logitfuse.outcomes import read_outcomes
 from logitfuse.pooling import FLOOR, PoolName
 
@@ -25,10 +27,6 @@ Unit = Literal["byte", "question"]
 
 #: Fewest bytes that a fit to a text is tried with, and fewest questions.
 MIN_BYTES, MIN_QUESTIONS = 512, 20
-#: Resamples of the bootstrap, and its seed: the same data give the same report.
-_RESAMPLES, _SEED = 2000, 0
-#: Gains below this are rounding, bits per unit.
-_NOTICEABLE = 1e-4
 
 
 class Scores(Protocol):
@@ -41,19 +39,6 @@ class Scores(Protocol):
     @property
     def logprobs(self) -> NDArray[np.float32]:
         """Log-probability of each next byte and of the end, nats, ``[n_bytes, 257]``."""
-
-
-class Interval(NamedTuple):
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether a gain in bits is above 0 beyond chance and rounding."""
-        return self.low > _NOTICEABLE
 
 
 @dataclass(frozen=True)
@@ -291,10 +276,8 @@ def gain(saved: Floats, block: int) -> Interval:
     starts = np.arange(0, len(saved), block)
     sums = np.add.reduceat(saved, starts)
     sizes = np.diff(starts, append=len(saved))
-    drawn = np.random.default_rng(_SEED).integers(len(starts), size=(_RESAMPLES, len(starts)))
-    means = np.sort(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    low, high = means[int(0.025 * _RESAMPLES)], means[int(0.975 * _RESAMPLES) - 1]
-    return Interval(float(saved.mean()), float(low), float(high))
+    drawn = Resamples([""] * len(starts)).totals(np.stack([sums, sizes], axis=1))
+    return interval(saved.mean(), drawn[:, 0] / drawn[:, 1])
 
 
 def block_length(n: int, unit: Unit = "byte") -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import signal
 import subprocess
@@ -143,7 +140,8 @@ class TestRun:
             assert member["rolled_back_tokens"] >= 0
             assert member["decode_s"] > 0
         times = report["timings"]
-        parts = [times[f"{part}_s"] for part in ("prefill", "decode", "sync", "fuse")]
+        names = ("prefill", "decode", "sync", "fuse", "sample")
+        parts = [times[f"{name}_s"] for name in names]
         assert 0 < sum(parts) <= times["total_s"]
         assert times["load_s"] > 0
         assert report["tokens_per_s"] > 0
@@ -393,24 +391,6 @@ class TestOtherCommands:
         assert "llama_cpp_python" in ok("info")
         assert "pre_tokenizer" in ok("info", "-m", smol)
 
-    def test_bench(self, pair: list[str | Path]) -> None:
-        tiny = [*pair, "-p", "5", "-n", "3", "-r", "2"]
-        names = ["smol", "gemma3", "together"]
-        document = json.loads(ok("bench", *tiny, "--json"))
-        assert document["machine"]["logitfuse"] == __version__
-        rows = list(csv.DictReader(io.StringIO(ok("bench", *tiny, "-o", "csv"))))
-        for results in (document["results"], rows):
-            assert [row["name"] for row in results] == names
-            assert [row["threads"] for row in results] == ["1", "1", "1+1"]
-            for row in results:
-                assert int(row["n_gen"]) == 3
-                assert float(row["tokens_per_s"]) > 0
-                shares = (float(row[f"{part}_share"]) for part in ("decode", "sync", "fuse"))
-                assert 0 < sum(shares) <= 1
-                assert math.isclose(float(row["overhead"]), 1 - float(row["decode_share"]))
-        table = [line for line in ok("bench", *tiny).splitlines() if line.startswith("|")]
-        assert [line.split("|")[1].strip() for line in table[2:]] == names
-
     @pytest.mark.usefixtures("smollm2_path", "gemma3_path")
     def test_demo(self) -> None:
         prompt = "The three largest cities of France are"
@@ -523,10 +503,6 @@ class TestErrors:
 
     def test_a_prompt_that_no_text_is(self, pair: list[str | Path]) -> None:
         assert "not valid UTF-8" in refusal(logitfuse("run", os.fsdecode(b"\xff"), *pair))
-
-    @pytest.mark.parametrize("option", ["-r", "-p", "-n"])
-    def test_bench_of_nothing(self, pair: list[str | Path], option: str) -> None:
-        assert "Must be >= 1" in refusal(logitfuse("bench", *pair, option, "0"))
 
 
 class TestInterruptions:

@@ -153,7 +153,7 @@ class TestLayers:
             if module.startswith("strategies/"):
                 others = {name for name in imports(module) if "logitfuse.strategies" in name}
                 shared = tuple(
-                    f"logitfuse.strategies.{room}" for room in ("base", "engine", "tokens")
+                    f"logitfuse.strategies.{room}" for room in ("base", "engine", "stats", "tokens")
                 )
                 assert all(name.startswith(shared) for name in others), module
 

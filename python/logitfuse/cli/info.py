@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
 
-from logitfuse import _core
 from logitfuse.cli import output
 from logitfuse.cli.options import Flag
+from logitfuse.machine import installation
 from logitfuse.vocab import TokenKind, Vocab
 
 
@@ -50,22 +49,6 @@ def info(
         grid.show_header = False
         grid.columns[1].justify = "left"
         output.out.print(grid)
-
-
-def installation() -> dict[str, Any]:
-    """Versions, instruction sets and what llama.cpp was built for."""
-    from logitfuse.llama import backend_info
-    from logitfuse.member import cores
-
-    return {
-        "logitfuse": _core.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "isa": _core.isa(),
-        "available_isas": _core.available_isas(),
-        "cores": cores(),
-        **backend_info(),
-    }
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Table
 
 from logitfuse.cli.output import percent, table
-from logitfuse.strategies.base import Step
 
 if TYPE_CHECKING:
     from logitfuse.strategies.engine import Engine
@@ -52,6 +51,7 @@ def run_report(
             "decode_s": stats.decode_s,
             "sync_s": stats.sync_s,
             "fuse_s": stats.fuse_s,
+            "sample_s": stats.sample_s,
             "total_s": stats.total_s,
         },
         "tokens_per_s": stats.steps / answering,
@@ -80,32 +80,10 @@ def run_tables(report: dict[str, Any]) -> Group:
     answering = max(times["total_s"] - times["prefill_s"], 1e-9)
     spent = ", ".join(
         f"{key[:-2]} {times[key]:.2f} s ({percent(times[key] / answering)})"
-        for key in ("decode_s", "sync_s", "fuse_s")
+        for key in ("decode_s", "sync_s", "fuse_s", "sample_s")
     )
     decisions = ", ".join(f"{name} {n}" for name, n in report["decisions"].items())
     lines = Table.grid()
     lines.add_row(f"{report['steps']} steps: {decisions}; fused {percent(report['fused_share'])}")
     lines.add_row(f"{report['tokens_per_s']:.1f} tokens/s; {spent}")
     return Group(members, lines)
-
-
-def trace_entry(step: Step, names: list[str]) -> dict[str, Any]:
-    """One step as JSON; a log-probability is null where a member has none."""
-
-    def finite(value: float) -> float | None:
-        return value if abs(value) < float("inf") else None  # false for NaN too
-
-    return {
-        "text": step.unit.decode("utf-8", "replace"),
-        "bytes": list(step.unit),
-        "logprob": finite(step.logprob),
-        "decision": step.decision,
-        "members": [
-            {
-                "name": name,
-                "logprob": finite(logprob),
-                "wish": None if wish is None else wish.decode("utf-8", "replace"),
-            }
-            for name, logprob, wish in zip(names, step.member_logprobs, step.wishes, strict=True)
-        ],
-    }

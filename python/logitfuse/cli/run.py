@@ -11,9 +11,10 @@ from cyclopts import Parameter
 from logitfuse.cli import output
 from logitfuse.cli.answer import stream_answer
 from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
-from logitfuse.cli.report import run_report, run_tables, trace_entry
+from logitfuse.cli.report import run_report, run_tables
 from logitfuse.config import FuseConfig, build
 from logitfuse.errors import ConfigError
+from logitfuse.evaluation.trace import trace_entry
 from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:

@@ -71,10 +71,22 @@ def backend_info() -> dict[str, str | bool | int]:
     start_backend()
     return {
         "llama_cpp_python": llama_cpp.__version__,
+        "llama_cpp": _build(),
         "system": lib.llama_print_system_info().decode().strip(),
         "gpu_offload": bool(lib.llama_supports_gpu_offload()),
         "mmap": bool(lib.llama_supports_mmap()),
     }
+
+
+def _build() -> str:
+    """Version and commit of llama.cpp, as far as this build knows them."""
+    known = []
+    for name, title in (("llama_version", ""), ("ggml_version", "ggml "), ("ggml_commit", "")):
+        function = getattr(lib._lib, name, None)
+        if function is not None:
+            function.argtypes, function.restype = [], ctypes.c_char_p
+            known.append(title + function().decode())
+    return ", ".join(known) or "unknown"
 
 
 def repacks_safely() -> bool:

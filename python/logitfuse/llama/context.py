@@ -57,7 +57,8 @@ class LlamaContext:
         self.model = model
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = max(2, n_branches, min(n_batch, n_ctx))  # rows at once
+        rows = max(2, 1 + n_branches)  # at once; llama.cpp aborts on more sequences than rows
+        params.n_batch = params.n_ubatch = max(rows, min(n_batch, n_ctx))
         params.n_seq_max = 1 + n_branches
         params.kv_unified = n_branches > 0  # branches share cells, and may fork anywhere
         params.n_threads = params.n_threads_batch = n_threads

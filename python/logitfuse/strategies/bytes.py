@@ -142,6 +142,7 @@ class Bytes(Engine):
             )
         self.weigher = Online(prior=self.weights) if weigher is None else weigher
         self.gate = gate
+        self.prune, self.width = prune, width
         self._history = _core.ByteHistory(len(self.members))
         self._reads_prompt = self.weigher.reads_prompt
         self._readers: list[Reader] = []
@@ -191,7 +192,8 @@ class Bytes(Engine):
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
         step = self._decide(reply, request, lambda: self._draw(sampler, request))
-        sampler.accept(self._symbol)
+        with self.stats.sampling():
+            sampler.accept(self._symbol)
         return step
 
     def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
@@ -243,7 +245,8 @@ class Bytes(Engine):
     def _draw(self, sampler: _core.Sampler, request: Request) -> _Choice:
         """A unit from the pool."""
         if sampler.plain:
-            drawn = self._search.draw(sampler.uniform())
+            with self.stats.sampling():
+                drawn = self._search.draw(sampler.uniform())
             fused = self._search.candidates(max(1, request.top_logprobs))
             return _Choice(fused, fused.symbols.tolist().index(drawn), fused)
         touched, wanted = sampler.touched, request.top_logprobs
@@ -256,7 +259,8 @@ class Bytes(Engine):
             listed = min(wanted, len(fused))
             if n < _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
-            index = sampler.draw(fused)
+            with self.stats.sampling():
+                index = sampler.draw(fused)
             if index >= 0:
                 return _Choice(fused, index, fused)
         raise FusionError("no unit that may follow the text has any probability left")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +24,12 @@ from logitfuse.sampling import WHOLE_POOL, make_sampler
 from logitfuse.strategies.base import (
     Chunk,
     ChunkStream,
-    DecisionName,
     FinishReason,
     Request,
     Step,
     StepStream,
 )
+from logitfuse.strategies.stats import RunStats
 from logitfuse.text import ReplyText
 from logitfuse.weights import PromptEvidence
 
@@ -40,53 +39,6 @@ _log = logging.getLogger("logitfuse")
 #: of its own whose idle threads spin, and as soon as all teams have more threads than there are
 #: cores, every one of them is throttled: decoding becomes two to three times slower.
 _TURNS = ThreadPoolExecutor(1, thread_name_prefix="logitfuse-turns")
-
-
-@dataclass
-class RunStats:
-    """What one answer took; times in seconds of wall clock.
-
-    Attributes
-    ----------
-    decisions : Counter of str
-        How many steps were led by one member, agreed, certain, fused.
-    ends : int
-        Steps that ended the answer (0 or 1).
-    votes : list of int
-        For every member: in how many steps it voted.
-    wins : list of int
-        For every member: in how many fused steps the answer was its own best candidate.
-    prompt_tokens : int
-        Of the first member that runs.
-    prefill_s : float
-        The prompt.
-    decode_s, sync_s, fuse_s : float
-        The steps after it: waiting for the slowest member's `llama_decode`; what members did
-        besides; gates, pool and sampling.
-    total_s : float
-        Everything.
-    """
-
-    decisions: Counter[DecisionName] = field(default_factory=Counter)
-    ends: int = 0
-    votes: list[int] = field(default_factory=list)
-    wins: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    sync_s: float = 0.0
-    fuse_s: float = 0.0
-    total_s: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Symbols generated, the end included."""
-        return self.decisions.total()
-
-    @property
-    def fused_share(self) -> float:
-        """Share of steps that only the pool could decide."""
-        return self.decisions["fused"] / max(1, self.steps)
 
 
 @dataclass(frozen=True)
@@ -125,6 +77,8 @@ class Engine(ABC):
 
     #: Threads of a member that decodes while the others wait; None: those of all that run.
     threads_alone: int | None = None
+    #: Other engines of this process decode while this one rests.
+    in_turns = False
 
     def __init__(
         self,
@@ -270,11 +224,11 @@ class Engine(ABC):
 
     def _timed(self, choose: Callable[[], Step]) -> Step:
         """Choose a unit, and note how long that took besides waiting for members."""
-        before = self.stats.decode_s + self.stats.sync_s
+        before = self.stats.beside_fuse_s
         started = time.perf_counter()
         step = choose()
-        waited = self.stats.decode_s + self.stats.sync_s - before
-        self.stats.fuse_s += time.perf_counter() - started - waited
+        beside = self.stats.beside_fuse_s - before
+        self.stats.fuse_s += time.perf_counter() - started - beside
         return step
 
     # -- one answer ---------------------------------------------------------------------------
@@ -382,7 +336,7 @@ class Engine(ABC):
         chosen = self._running if who is None else list(who)
         started = time.perf_counter()
         before = [self.members[i].stats.decode_s for i in chosen]
-        alone = len(chosen) == 1 < len(self._running)
+        alone = len(chosen) == 1 and (self.in_turns or len(self._running) > 1)
         contexts = [self.members[i].context for i in chosen]
         own = [context.n_threads for context in contexts]
         if alone:
@@ -402,11 +356,11 @@ class Engine(ABC):
         self.stats.sync_s += time.perf_counter() - started - decoding
         return results
 
-    @staticmethod
-    def _process(sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
+    def _process(self, sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
         """Penalties and biases; False: they forbid all that is listed, but it is not the whole."""
         try:
-            sampler.process(fused)
+            with self.stats.sampling():
+                sampler.process(fused)
         except FusionError:
             if whole:
                 raise

@@ -158,7 +158,8 @@ class Fuse(TokenEngine):
         self._prepare(reply, sampler, request)
         asked = self._ask(reply, sampler, request)
         step = self._say(asked, reply, sampler, request)
-        sampler.accept(step.symbol)
+        with self.stats.sampling():
+            sampler.accept(step.symbol)
         self._tell(step, asked.votes)
         return step
 

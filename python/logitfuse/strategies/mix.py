@@ -79,7 +79,8 @@ class Mix(TokenEngine):
         votes[speaker] = 1.0
         self._read(self._pool, {speaker: voter}, votes)
         step = self._make_step(*self._choose(reply, sampler, request), "led", request)
-        sampler.accept(step.symbol)
+        with self.stats.sampling():
+            sampler.accept(step.symbol)
         self._tell(step, votes)
         return step
 

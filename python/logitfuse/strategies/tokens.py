@@ -235,7 +235,8 @@ class TokenEngine(Engine):
         """Pool and draw, listing more candidates until no unlisted one could matter."""
         wanted = request.top_logprobs
         for _ in range(_DRAWS if sampler.plain and self._linear and not wanted else 0):
-            symbol = self._pool.draw(sampler.uniform())
+            with self.stats.sampling():
+                symbol = self._pool.draw(sampler.uniform())
             if self._may_follow(reply, symbol, request):
                 return self._pool.score(symbol), 0
         for top in (_PROJECTED,) if self._projects else _DEPTHS:
@@ -249,7 +250,8 @@ class TokenEngine(Engine):
             if top != _core.ALL and listed and fused.logprob(listed - 1) < fused.outside:
                 continue  # an unlisted one may be among those that the caller wants to see
             while len(fused):
-                index = sampler.draw(fused)
+                with self.stats.sampling():
+                    index = sampler.draw(fused)
                 if index < 0:
                     break
                 if self._may_follow(reply, fused.symbol(index), request):

@@ -1,0 +1,1 @@
+"""Measuring what an ensemble is worth: questions, outcomes, statistics, reports."""

@@ -1,0 +1,224 @@
+"""Bits per byte of texts: the only likelihood figure that is comparable across tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitfuse import _core
+from logitfuse.errors import ConfigError
+from logitfuse.evaluation.contenders import Contender
+from logitfuse.evaluation.runner import Findings
+from logitfuse.evaluation.statistics import Resamples
+from logitfuse.evaluation.summary import WeightCurve
+from logitfuse.evaluation.table import Outcome
+from logitfuse.scoring import score_reply
+from logitfuse.strategies.base import Request, Step
+
+Floats = NDArray[np.float64]
+
+#: Bytes of a window, which fit any context of as many tokens, and how far it moves.
+WINDOW, STRIDE = 4096, 2048
+#: Suffixes of what is read in a folder.
+TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".cpp", ".h", ".json", ".csv", ".html", ".tex", ".log")
+#: The weights of a curve.
+WEIGHTS = tuple(k / 20 for k in range(21))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a text and what comes before it.
+
+    Attributes
+    ----------
+    id, group : str
+        The text's name, with the first byte that is scored; the text's name.
+    before : bytes
+        Is read, not scored; empty at the beginning of a document.
+    text : bytes
+    """
+
+    id: str
+    group: str
+    before: bytes
+    text: bytes
+
+
+def windows(
+    name: str, text: bytes, *, window: int = WINDOW, stride: int = STRIDE
+) -> Iterator[Window]:
+    """Cut a text so that every byte is scored once, with as much before it as the window holds.
+
+    The first window is scored as a whole, of the others the last `stride` bytes: a byte has at
+    least ``window - stride`` bytes before it, unless the text begins there.  Characters stay whole.
+
+    Raises
+    ------
+    ConfigError
+        A stride that is not between 1 and the window.
+    """
+    if not 1 <= stride <= window:
+        raise ConfigError(f"the stride must be from 1 to the window, {window} bytes, not {stride}")
+    begin = 0
+    while begin < len(text):
+        end = _whole(text, window if not begin else begin + stride, begin)
+        first = _whole(text, max(0, end - window), -1) if begin else 0
+        yield Window(f"{name}:{begin}", name, text[first:begin], text[begin:end])
+        begin = end
+
+
+def _whole(text: bytes, at: int, least: int) -> int:
+    """The last boundary of characters up to `at`, but behind `least`."""
+    at = min(at, len(text))
+    while 0 < at < len(text) and not _core.continues_utf8(b"", text[at : at + 1]):
+        at -= 1
+    return at if at > least else _next(text, least + 1)
+
+
+def _next(text: bytes, at: int) -> int:
+    while at < len(text) and not _core.continues_utf8(b"", text[at : at + 1]):
+        at += 1
+    return at
+
+
+def read_texts(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Files, and the texts in folders, by name.
+
+    Raises
+    ------
+    ConfigError
+        A file that cannot be read, is empty or not UTF-8; a folder without texts.
+    """
+    texts: dict[str, bytes] = {}
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix in TEXTS and p.is_file())
+            if not files:
+                raise ConfigError(
+                    f"'{path}' holds no text ({' '.join(TEXTS)}); name files", path=path
+                )
+        for file in files:
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            while name in texts:
+                name += "+"
+            texts[name] = _read(file)
+    return texts
+
+
+def _read(file: Path) -> bytes:
+    try:
+        text = file.read_bytes()
+        text.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read '{file}': {error.strerror}", path=file) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"'{file}' is not valid UTF-8 (byte {error.start}); convert it first", path=file
+        ) from None
+    if not text:
+        raise ConfigError(f"'{file}' is empty; there is nothing to score", path=file)
+    return text
+
+
+@dataclass(frozen=True)
+class BpbTask:
+    """Texts are scored window by window.
+
+    Parameters
+    ----------
+    items : sequence of Window
+    """
+
+    items: Sequence[Window]
+    kind: str = "bpb"
+    metrics: tuple[str, ...] = ("bits_per_byte",)
+
+    def parameters(self, item: Window) -> dict[str, Any]:
+        """See `Task`."""
+        return {name: hashlib.sha256(part).hexdigest() for name, part in self._parts(item)}
+
+    @staticmethod
+    def _parts(item: Window) -> tuple[tuple[str, bytes], ...]:
+        return ("before", item.before), ("text", item.text)
+
+    def put(self, item: Window, contender: Contender, *, sample: int = 0) -> Findings:
+        """See `Task`.  Weights that learn begin anew in every window."""
+        del sample
+        score = score_reply(contender.engine, Request(item.before), item.text)
+        bits = -score.nats / math.log(2)
+        data: dict[str, Any] = {"steps": len(score.steps)}
+        if contender.kind == "ensemble":
+            names = [member.name for member in contender.engine.members]
+            data["curves"] = Beliefs(score.steps).curves(names, contender.engine.weights)
+        return Findings({"bits": bits, "bytes": float(score.n_bytes)}, data)
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """What each member thought of the steps of a text.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+    """
+
+    steps: Sequence[Step]
+
+    @cached_property
+    def table(self) -> Floats:
+        """Log-probabilities, nats, ``[steps, members]``; NaN: did not vote."""
+        return np.array([step.member_logprobs for step in self.steps], np.float64)
+
+    def curves(
+        self, names: Sequence[str], weights: Sequence[float]
+    ) -> dict[str, list[float | None]]:
+        """Bits of the linear pool of units, by the weight of one member (see `WEIGHTS`).
+
+        The others share the rest as their own weights say.  None: no probability.
+        """
+        curves = {}
+        for i, name in enumerate(names):
+            others = np.array([0.0 if k == i else w for k, w in enumerate(weights)])
+            if not weights[i] or not others.any():
+                continue
+            others /= others.sum()
+            one = np.arange(len(names)) == i
+            bits = [self._bits(w * one + (1 - w) * others) for w in WEIGHTS]
+            curves[name] = [b if math.isfinite(b) else None for b in bits]
+        return curves
+
+    def _bits(self, weights: Floats) -> float:
+        """Of all steps; members that did not vote leave their weight to the others."""
+        votes = np.where(np.isnan(self.table), 0.0, weights)
+        p = np.where(np.isnan(self.table), 0.0, np.exp(self.table))
+        total = votes.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pooled = np.where(total > 0, (votes * p).sum(axis=1) / total, 1.0)
+            return float(-np.log2(pooled).sum())
+
+
+def weight_curves(
+    outcomes: Sequence[Outcome], ensemble: str, *, seed: int = 0
+) -> tuple[WeightCurve, ...]:
+    """Bits per byte by weight, over all windows that the ensemble has scored."""
+    rows = [row for row in outcomes if row.contender == ensemble and row.data.get("curves")]
+    if not rows:
+        return ()
+    resamples = Resamples([row.group for row in rows], seed=seed)
+    sizes = np.array([row.scores["bytes"] for row in rows])
+    curves = []
+    for member in rows[0].data["curves"]:
+        table = np.array([row.data["curves"][member] for row in rows], np.float64)
+        known = [k for k in range(len(WEIGHTS)) if np.isfinite(table[:, k]).all()]
+        bits = tuple(resamples.ratio(table[:, k], sizes) for k in known)
+        curves.append(WeightCurve(member, tuple(WEIGHTS[k] for k in known), bits))
+    return tuple(curves)
