@@ -260,6 +260,15 @@ class TestRequests:
         ask(model, "loglikelihood", *((contexts[i % 2], f" {i}") for i in range(10)))
         assert member.stats.decoded_tokens - before < 2 * len(member.tokenize_prompt(contexts[0]))
 
+    def test_the_order_of_options_does_not_matter(self, pair: LogitfuseLM) -> None:
+        asked = [(PROSE + "It is made", option) for option in (" of wood", " of stone", " by hand")]
+        expected = ask(pair, "loglikelihood", *asked)
+        for first in range(3):
+            pair.ensemble.reset()
+            order = [first, *(i for i in range(3) if i != first)]
+            found = ask(pair, "loglikelihood", *(asked[i] for i in order))
+            assert found == [expected[i] for i in order]
+
     def test_nothing_is_certain(self, pair: LogitfuseLM) -> None:
         assert ask(pair, "loglikelihood", ("Once", "")) == [(0.0, True)]
         assert ask(pair, "loglikelihood_rolling", ("",)) == [0.0]
