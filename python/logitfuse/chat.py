@@ -35,7 +35,8 @@ def render(model: LlamaModel, messages: Sequence[Mapping[str, Any]]) -> ChatProm
     """Render a chat with the template in a model's file, or as a plain transcript.
 
     The plain transcript ends with a line break, so that a reply begins as it does behind a
-    template: without a space.
+    template: without a space.  A last message of the assistant that is marked ``"prefix": True`` is
+    the beginning of the reply.
 
     Raises
     ------
@@ -43,18 +44,20 @@ def render(model: LlamaModel, messages: Sequence[Mapping[str, Any]]) -> ChatProm
         A message is malformed or the template refuses the chat.
     """
     chat = check_messages(messages)
+    begun = _take_begun(messages, chat)
     template = model.chat_template
     if template is None:
         turns = [f"{message['role'].capitalize()}:\n{message['content']}\n\n" for message in chat]
-        return ChatPrompt("".join(turns) + "Assistant:\n", ("\n\nUser:", "\nUser:\n"), True)
+        text = "".join(turns) + "Assistant:\n" + begun
+        return ChatPrompt(text, ("\n\nUser:", "\nUser:\n"), True)
     try:
-        return ChatPrompt(render_template(model, template, chat))
+        return ChatPrompt(render_template(model, template, chat) + begun)
     except Exception as first:
         merged = _without_system(chat)
         if merged == chat:
             raise _refused(model, first) from first
         try:
-            return ChatPrompt(render_template(model, template, merged))
+            return ChatPrompt(render_template(model, template, merged) + begun)
         except Exception as error:
             raise _refused(model, error) from error
 
@@ -87,6 +90,15 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
             raise PromptError(f"message {i} ({role}) has no text content, but {content!r}")
         checked.append({"role": role, "content": text})
     return checked
+
+
+def _take_begun(messages: Sequence[Mapping[str, Any]], chat: list[dict[str, str]]) -> str:
+    """Take the beginning of the reply out of a checked chat."""
+    if not messages[-1].get("prefix"):
+        return ""
+    if len(chat) == 1 or chat[-1]["role"] != "assistant":
+        raise PromptError("the beginning of a reply must be the assistant's, and end a chat")
+    return chat.pop()["content"]
 
 
 def _without_system(chat: list[dict[str, str]]) -> list[dict[str, str]]:

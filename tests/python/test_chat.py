@@ -106,6 +106,31 @@ def test_transcript_without_a_template(tiny_models: Mapping[str, Path]) -> None:
     assert prompt.stop == ("\n\nUser:", "\nUser:\n")
 
 
+class TestBegunReply:
+    BEGUN: Mapping[str, Any] = {"role": "assistant", "content": "Because ", "prefix": True}
+
+    @pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER, ASSISTANT, USER]])
+    def test_goes_on_behind_the_template(
+        self, model: LlamaModel, messages: list[dict[str, str]]
+    ) -> None:
+        plain = chat.render(model, messages).text
+        assert chat.render(model, [*messages, self.BEGUN]).text == plain + "Because "
+
+    def test_refused_system_role(self, templated: Callable[[str], LlamaModel]) -> None:
+        rendered = chat.render(templated(NO_SYSTEM), [SYSTEM, USER, self.BEGUN]).text
+        assert rendered == "[user] Be brief.\n\nWhy?\nBecause "
+
+    def test_transcript(self, tiny_models: Mapping[str, Path]) -> None:
+        model = LlamaModel(tiny_models["gpt2"], vocab_only=True)
+        rendered = chat.render(model, [USER, self.BEGUN]).text
+        assert rendered == "User:\nWhy?\n\nAssistant:\nBecause "
+
+    @pytest.mark.parametrize("messages", [[BEGUN], [USER, {**USER, "prefix": True}]])
+    def test_malformed(self, model: LlamaModel, messages: list[dict[str, Any]]) -> None:
+        with pytest.raises(PromptError, match="the beginning of a reply"):
+            chat.render(model, messages)
+
+
 class TestMessages:
     def test_content_parts(self) -> None:
         parts = [{"type": "text", "text": "Wh"}, "y", {"type": "text", "text": "?"}]

@@ -134,6 +134,10 @@ class TestLayers:
     def test_only_the_command_line_knows_terminals(self, library: str) -> None:
         assert outside(importers(library), "cli/") == set()
 
+    def test_one_room_knows_the_harness(self) -> None:
+        assert outside(importers("lm_eval"), "harness/") == set()
+        assert outside(importers("logitfuse.harness"), "harness/") == set()
+
     def test_only_the_command_line_prints(self) -> None:
         printing = {
             module
