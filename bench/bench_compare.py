@@ -75,7 +75,9 @@ def test_pools(benchmark: BenchmarkFixture, name: str) -> None:
 
 
 def test_the_comparison() -> None:
-    found = compare.compare([models.smollm2(), models.gemma3()], n=6, runs=1, n_threads=1)
+    found = compare.compare(
+        [models.smollm2(), models.gemma3()], compare.PROMPT, n=6, runs=1, n_threads=1
+    )
     assert list(found.rows) == ["logitfuse, fuse", "logitfuse, default", *POOLS]
     for row in found.rows.values():
         (answer,) = row.answers

@@ -32,10 +32,7 @@ from logitfuse.strategies.base import Request
 from logitfuse.strategies.engine import Engine
 from naive_ensemble import NaiveEnsemble, Pool, numpy_pool, torch_pool
 
-PROMPT = (
-    "The old harbour was quiet in the morning: 12 boats lay in two rows, and from the café on the "
-    "quay came the smell of bread. Nobody had yet gone out to sea."
-)
+PROMPT = "Once upon a time, in a small town by the sea,"
 #: The row that all others are divided by.
 NAIVE = "llama-cpp-python + NumPy"
 
@@ -215,9 +212,9 @@ class Comparison:
     foreign: dict[str, list[int]]
 
 
-def compare(paths: Sequence[Path], *, n: int, runs: int, n_threads: int) -> Comparison:
+def compare(paths: Sequence[Path], prompt: str, *, n: int, runs: int, n_threads: int) -> Comparison:
     """All contestants in turns."""
-    n_ctx = 256 * (1 + (n + 256) // 128)  # a naive cache may need several tokens a step
+    n_ctx = 256 * (1 + (n + len(prompt)) // 128)  # a naive cache may need several tokens a step
     member = {"n_ctx": n_ctx, "n_threads": n_threads}
     contestants: dict[str, Contestant] = {}
     engines = []
@@ -233,7 +230,7 @@ def compare(paths: Sequence[Path], *, n: int, runs: int, n_threads: int) -> Comp
     try:
         for k in range(runs + 1):
             for name, contestant in contestants.items():
-                answer = contestant.answer(PROMPT, n if k else min(n, 4))
+                answer = contestant.answer(prompt, n if k else min(n, 4))
                 if k:
                     rows[name].answers.append(answer)
         members = engines[0].members
@@ -306,14 +303,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-m", "--model", type=Path, action="append", help="GGUF file; repeat it")
+    parser.add_argument("-p", "--prompt", default=PROMPT, help="what the answer continues")
     parser.add_argument("-n", type=int, default=64, help="tokens to generate")
     parser.add_argument("-r", "--runs", type=int, default=3, help="rounds after one to warm up")
     parser.add_argument("-t", "--threads", type=int, default=1, help="threads per model")
     given = parser.parse_args()
     if min(given.n, given.runs, given.threads) < 1:
         parser.error("-n, -r and -t must be at least 1")
+    if not given.prompt:
+        parser.error("the prompt is empty")
     paths = given.model or [models.smollm2(), models.gemma3()]
-    found = compare(paths, n=given.n, runs=given.runs, n_threads=given.threads)
+    found = compare(paths, given.prompt, n=given.n, runs=given.runs, n_threads=given.threads)
     info = machine()
     print(
         f"{info['cpu']}, {info['cores']} cores; logitfuse {info['logitfuse']} ({info['isa']}), "
