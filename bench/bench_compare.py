@@ -75,11 +75,14 @@ def test_pools(benchmark: BenchmarkFixture, name: str) -> None:
 
 
 def test_the_comparison() -> None:
-    found = compare.compare([models.smollm2(), models.gemma3()], n=6, runs=1, n_threads=1)
+    found = compare.compare(
+        [models.smollm2(), models.gemma3()], compare.PROMPT, n=6, runs=1, n_threads=1
+    )
     assert list(found.rows) == ["logitfuse, fuse", "logitfuse, default", *POOLS]
     for row in found.rows.values():
         (answer,) = row.answers
-        assert 0 < answer.decode_s < answer.seconds
+        assert len(answer.outside) == 5
+        assert 0 < sum(answer.outside) < answer.seconds
         assert all(count >= 4 for count in answer.decoded)
     assert found.foreign["logitfuse, fuse"] == [0, 0]
     texts = {found.rows[name].answers[0].text for name in POOLS}

@@ -32,10 +32,7 @@ from logitfuse.strategies.base import Request
 from logitfuse.strategies.engine import Engine
 from naive_ensemble import NaiveEnsemble, Pool, numpy_pool, torch_pool
 
-PROMPT = (
-    "The old harbour was quiet in the morning: 12 boats lay in two rows, and from the café on the "
-    "quay came the smell of bread. Nobody had yet gone out to sea."
-)
+PROMPT = "Once upon a time, in a small town by the sea,"
 #: The row that all others are divided by.
 NAIVE = "llama-cpp-python + NumPy"
 
@@ -49,8 +46,9 @@ class Answer:
     text : str
     seconds : float
         After the prompt.
-    decode_s : float
-        Of these, waiting for the slowest model's `llama_decode`.
+    outside : list of float
+        Of each step but the first, seconds not spent waiting for the slowest model's
+        `llama_decode`.
     decoded : list of int
         Tokens that each model evaluated after the prompt.
     again : list of int
@@ -61,7 +59,7 @@ class Answer:
 
     text: str
     seconds: float
-    decode_s: float
+    outside: list[float]
     decoded: list[int]
     again: list[int]
     caches: list[list[int]]
@@ -88,13 +86,16 @@ class Ours:
             member.reset()
             member.stats = MemberStats()
         request = Request(prompt, SamplingParams(temperature=0), max_tokens=n, ignore_end=True)
-        text = "".join([chunk.text for chunk in self.engine.stream(request)])
+        text, marks = "", []
+        for chunk in self.engine.stream(request):
+            text += chunk.text
+            marks.append(time.perf_counter() - self.engine.stats.decode_s)
         stats = self.engine.stats
         begun = [len(member.tokenize_prompt(prompt)) for member in members]
         return Answer(
             text,
             stats.total_s - stats.prefill_s,
-            stats.decode_s,
+            [after - before for before, after in pairwise(marks)],
             [m.stats.decoded_tokens - k for m, k in zip(members, begun, strict=True)],
             [member.stats.rolled_back_tokens for member in members],
             [list(m.tokens[k:]) for m, k in zip(members, begun, strict=True)],
@@ -125,7 +126,7 @@ class Theirs:
 
     def answer(self, prompt: str, n: int) -> Answer:
         """See `Contestant`."""
-        ensemble, text, decode_s = self.ensemble, "", 0.0
+        ensemble, text, decode_s, marks = self.ensemble, "", 0.0, []
         ensemble.begin(prompt)
         begun = [model.n_tokens for model in ensemble.models]
         started = time.perf_counter()
@@ -138,13 +139,15 @@ class Theirs:
                 decode_s += max(
                     clock.seconds - was for clock, was in zip(self.clocks, before, strict=True)
                 )
+            marks.append(time.perf_counter() - decode_s)
         seconds = time.perf_counter() - started
         caches = [
             model.input_ids[k : model.n_tokens].tolist()
             for model, k in zip(ensemble.models, begun, strict=True)
         ]
         decoded = [len(cache) for cache in caches]
-        return Answer(text, seconds, decode_s, decoded, [0] * len(caches), caches)
+        outside = [after - before for before, after in pairwise(marks)]
+        return Answer(text, seconds, outside, decoded, [0] * len(caches), caches)
 
 
 @dataclass
@@ -160,8 +163,8 @@ class Row:
 
     @property
     def outside(self) -> list[float]:
-        """Seconds outside `llama_decode`, one per round."""
-        return [answer.seconds - answer.decode_s for answer in self.answers]
+        """Seconds outside `llama_decode` of the median step, one per round."""
+        return [statistics.median(answer.outside) for answer in self.answers]
 
 
 @contextmanager
@@ -215,9 +218,9 @@ class Comparison:
     foreign: dict[str, list[int]]
 
 
-def compare(paths: Sequence[Path], *, n: int, runs: int, n_threads: int) -> Comparison:
+def compare(paths: Sequence[Path], prompt: str, *, n: int, runs: int, n_threads: int) -> Comparison:
     """All contestants in turns."""
-    n_ctx = 256 * (1 + (n + 256) // 128)  # a naive cache may need several tokens a step
+    n_ctx = 256 * (1 + (n + len(prompt)) // 128)  # a naive cache may need several tokens a step
     member = {"n_ctx": n_ctx, "n_threads": n_threads}
     contestants: dict[str, Contestant] = {}
     engines = []
@@ -233,7 +236,7 @@ def compare(paths: Sequence[Path], *, n: int, runs: int, n_threads: int) -> Comp
     try:
         for k in range(runs + 1):
             for name, contestant in contestants.items():
-                answer = contestant.answer(PROMPT, n if k else min(n, 4))
+                answer = contestant.answer(prompt, n if k else min(n, 4))
                 if k:
                     rows[name].answers.append(answer)
         members = engines[0].members
@@ -268,7 +271,7 @@ def spans(member: Member, tokens: Sequence[int]) -> set[tuple[int, int]]:
 def table(found: Comparison, n: int) -> str:
     """For people."""
     lines = [
-        "| | t/s | ÷ NumPy | ms per step outside llama_decode | ÷ NumPy | decoded per step | "
+        "| | t/s | ÷ NumPy | ms outside llama_decode, median step | ÷ NumPy | decoded per step | "
         "taken back | not its own in the cache | text as fuse |",
         "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
@@ -279,7 +282,7 @@ def table(found: Comparison, n: int) -> str:
             name,
             spread([n * speed for speed in row.speeds], 1),
             spread([a / b for a, b in zip(row.speeds, base.speeds, strict=True)], 2),
-            spread([1e3 * seconds / n for seconds in row.outside], 2),
+            spread([1e3 * seconds for seconds in row.outside], 2),
             spread([a / b for a, b in zip(row.outside, base.outside, strict=True)], 2),
             " + ".join(f"{count / max(1, n - 1):.2f}" for count in last.decoded),
             " + ".join(map(str, last.again)),
@@ -306,14 +309,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-m", "--model", type=Path, action="append", help="GGUF file; repeat it")
+    parser.add_argument("-p", "--prompt", default=PROMPT, help="what the answer continues")
     parser.add_argument("-n", type=int, default=64, help="tokens to generate")
     parser.add_argument("-r", "--runs", type=int, default=3, help="rounds after one to warm up")
     parser.add_argument("-t", "--threads", type=int, default=1, help="threads per model")
     given = parser.parse_args()
-    if min(given.n, given.runs, given.threads) < 1:
-        parser.error("-n, -r and -t must be at least 1")
+    if given.n < 2 or min(given.runs, given.threads) < 1:
+        parser.error("-n must be at least 2, -r and -t at least 1")
+    if not given.prompt:
+        parser.error("the prompt is empty")
     paths = given.model or [models.smollm2(), models.gemma3()]
-    found = compare(paths, n=given.n, runs=given.runs, n_threads=given.threads)
+    found = compare(paths, given.prompt, n=given.n, runs=given.runs, n_threads=given.threads)
     info = machine()
     print(
         f"{info['cpu']}, {info['cores']} cores; logitfuse {info['logitfuse']} ({info['isa']}), "

@@ -81,9 +81,13 @@ class TokenCache:
         """
         started = time.perf_counter()
         common = _common_prefix(self.tokens, target)
-        if common == len(target) == len(self.tokens) and self.rows.after(common) is not None:
-            return common, 0
         dropped = len(self.tokens) - common
+        if common == len(target) and self._knows_rows(min(lowest, common), common):
+            if dropped:
+                common = self._roll_back(common)  # a state may have to go back further
+            if common == len(target):
+                self.stats.sync_s += time.perf_counter() - started
+                return common, dropped
         kept = min(common, len(target) - 1)  # the last token gives the row
         self.rows.cut(kept)
         unknown = (n for n in range(lowest, kept + 1) if self.rows.after(n) is None)
@@ -97,6 +101,10 @@ class TokenCache:
             outputs = len(target) - max(kept, min(lowest, len(target)) - 1)
             self._decode(target[kept:], outputs=min(outputs, self._context.n_batch))
         return kept, dropped
+
+    def _knows_rows(self, first: int, last: int) -> bool:
+        """Whether the rows after so many tokens need no decode."""
+        return all(self.rows.after(n) is not None for n in range(first, last + 1))
 
     def reserve(self, n: int) -> None:
         """Remember the rows of the last `n` decodes, and how to go back to them."""
@@ -136,7 +144,7 @@ class TokenCache:
         DecodeError
         """
         began = time.perf_counter()
-        self.rows.clear()
+        self.rows.lost()
         try:
             code = self._context.decode_branches(tokens, positions, branches)
         except BaseException:

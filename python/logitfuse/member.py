@@ -263,6 +263,7 @@ class Member:
         self._canonical.clear()
         self.stalled = False
         kept, _ = self._cache.move(self._prompt, len(prompt), score=score)
+        self._cache.rows.pin(len(self._prompt))
         self.stats.reused_tokens += kept
         self.boundary = 1.0  # the prompt ends where its author ended it
 

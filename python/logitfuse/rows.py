@@ -21,6 +21,8 @@ class KeptRows:
 
     def __init__(self, context: LlamaContext) -> None:
         self._context = context
+        self._pinned = np.empty(context.model.n_vocab, np.float32)
+        self._pinned_at = -1
         self.reserve(_COPIES)
 
     def reserve(self, copies: int) -> None:
@@ -31,7 +33,19 @@ class KeptRows:
     def clear(self) -> None:
         """Forget them all."""
         self._at = [-1] * len(self._copies)  # how many tokens each copy has seen
+        self._pinned_at = -1
         self.lost()
+
+    def pin(self, n_tokens: int) -> None:
+        """Keep the row after so many tokens for as long as these tokens stay.
+
+        All replies to a prompt then begin with the very same row: decoding its last token again
+        costs a forward pass, and a batch of another size gives other bits.
+        """
+        row = self.after(n_tokens)
+        if row is not None and self._pinned_at != n_tokens:
+            np.copyto(self._pinned, row)
+            self._pinned_at = n_tokens
 
     def lost(self) -> None:
         """The rows of the last decode are no longer there."""
@@ -39,6 +53,8 @@ class KeptRows:
 
     def decoded(self, n_tokens: int, outputs: int) -> None:
         """A decode took the cache to this length and gave rows for its last `outputs` tokens."""
+        if self._pinned_at > n_tokens - outputs:
+            self._pinned_at = -1
         self._at = [n if n <= n_tokens - outputs else -1 for n in self._at]
         self._first, self._last = n_tokens - outputs + 1, n_tokens
 
@@ -46,6 +62,8 @@ class KeptRows:
         """The row after so many tokens, if it is still known; the next decode may overwrite it."""
         if self._first <= n_tokens <= self._last:
             return self._context.row(self._last - n_tokens + 1)
+        if n_tokens == self._pinned_at:
+            return self._pinned
         slot = n_tokens % len(self._copies)
         return self._copies[slot] if self._at[slot] == n_tokens else None
 
@@ -57,4 +75,6 @@ class KeptRows:
             np.copyto(self._copies[slot], self._context.row(self._last - n + 1))
             self._at[slot] = n
         self._at = [n if n <= n_tokens else -1 for n in self._at]
+        if self._pinned_at > n_tokens:
+            self._pinned_at = -1
         self.lost()

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from logitfuse import __version__
 from logitfuse.benchmark import PARTS, Plan, Series, Trial, measure
@@ -162,6 +164,20 @@ class TestSweeps:
         sizes = [json.loads(line)["n_batch"] for line in done.stdout.splitlines()]
         least = 2 if strategy == "fuse" else 17  # one row per sequence
         assert sizes == [least] * 3 + [32] * 3
+
+
+def test_on_a_terminal(pair: list[str]) -> None:
+    arguments = ["-m", "logitfuse", "bench", *pair, "-t", "1", "-p", "5", "-n", "2", "-r", "1"]
+    arguments += ["--sweep-batch", "32,64"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
+    child = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=60)
+    for _ in range(2):
+        child.expect_exact("measuring")
+        child.expect(r"\d:\d\d:\d\d")  # the time that remains
+    child.expect_exact("| together | 1+1 | 64 |")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 class TestRefusals:

@@ -6,6 +6,7 @@ import csv
 import io
 import json as jsonlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -97,15 +98,15 @@ def bench(
 def _run(config: FuseConfig, plan: Plan, batches: Sequence[int | None]) -> list[Series]:
     """Measure with every batch size; contexts have theirs for life."""
     found: list[Series] = []
-    with output.progress() as bar:
-        total = plan.runs(len(config.member)) * len(batches)
-        task = bar.add_task("measuring", total=total)
-        for n_batch in batches:
-            engine, _ = load(config if n_batch is None else _with_batch(config, n_batch))
-            try:
-                found += measure(engine, plan, SAMPLE, advance=lambda: bar.advance(task))
-            finally:
-                engine.close()
+    runs = plan.runs(len(config.member))
+    for i, n_batch in enumerate(batches):
+        engine, _ = load(config if n_batch is None else _with_batch(config, n_batch))
+        try:
+            with output.progress() as bar:
+                task = bar.add_task("measuring", completed=i * runs, total=len(batches) * runs)
+                found += measure(engine, plan, SAMPLE, advance=partial(bar.advance, task))
+        finally:
+            engine.close()
     return found
 
 
