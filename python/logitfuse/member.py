@@ -171,7 +171,8 @@ class Member:
     @property
     def row(self) -> Row:
         """Logits of the next token: a view, valid until the member moves on."""
-        return self.context.row()
+        known = self._cache.rows.after(self.n_tokens)
+        return self.context.row() if known is None else known
 
     # -- tokenizing ---------------------------------------------------------------------------
 
