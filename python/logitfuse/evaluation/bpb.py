@@ -8,20 +8,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError
-from logitfuse.evaluation.contenders import Contender
 from logitfuse.evaluation.runner import Findings
 from logitfuse.evaluation.statistics import Resamples
 from logitfuse.evaluation.summary import WeightCurve
 from logitfuse.evaluation.table import Outcome
-from logitfuse.scoring import score_reply
 from logitfuse.strategies.base import Request, Step
+
+if TYPE_CHECKING:
+    from logitfuse.evaluation.contenders import Contender
 
 Floats = NDArray[np.float64]
 
@@ -152,6 +153,8 @@ class BpbTask:
 
     def put(self, item: Window, contender: Contender, *, sample: int = 0) -> Findings:
         """See `Task`.  Weights that learn begin anew in every window."""
+        from logitfuse.scoring import score_reply
+
         del sample
         score = score_reply(contender.engine, Request(item.before), item.text)
         bits = -score.nats / math.log(2)

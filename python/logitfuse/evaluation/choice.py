@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from logitfuse.errors import ConfigError
-from logitfuse.evaluation.contenders import Contender
 from logitfuse.evaluation.prompts import LETTERED, LETTERS, OPEN, Asking
 from logitfuse.evaluation.questions import Choice
 from logitfuse.evaluation.runner import Findings
-from logitfuse.scoring import score_reply
 from logitfuse.strategies.base import Request
+
+if TYPE_CHECKING:
+    from logitfuse.evaluation.contenders import Contender
 
 #: What is scored: the options themselves, or letters that stand for them.
 ChoiceMode = Literal["full", "letter", "both"]
@@ -106,6 +107,8 @@ class ChoiceTask:
         self, contender: Contender, asking: Asking, item: Choice, answers: Sequence[str]
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Log-likelihood of each answer, nats; the prompt is read once."""
+        from logitfuse.scoring import score_reply
+
         prompt = asking.prompt(asking.fill(item.question, item.options))
         return np.array(
             [

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitfuse.evaluation.answers import canonical
-from logitfuse.evaluation.contenders import Contender
 from logitfuse.evaluation.prompts import OPEN, Asking
 from logitfuse.evaluation.questions import Exact
 from logitfuse.evaluation.runner import Findings
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
+
+if TYPE_CHECKING:
+    from logitfuse.evaluation.contenders import Contender
 
 #: Where the answer to a question ends that is put as a text: before the next question.
 STOP = ("\nQuestion:", "\n\n")

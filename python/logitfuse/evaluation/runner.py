@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from logitfuse.errors import LogitfuseError
-from logitfuse.evaluation.contenders import Contender
 from logitfuse.evaluation.table import Outcome, OutcomeTable, outcome_key
+
+if TYPE_CHECKING:
+    from logitfuse.evaluation.contenders import Contender
 
 #: Called with rows done, rows to do, and whose turn it is.
 Progress = Callable[[int, int, str], object]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logitfuse.strategies.base import Request, Step
-from logitfuse.strategies.engine import Engine
+
+if TYPE_CHECKING:
+    from logitfuse.strategies.engine import Engine
 
 
 def trace(engine: Engine, request: Request, given: str | None = None) -> dict[str, Any]:

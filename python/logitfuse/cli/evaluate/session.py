@@ -19,13 +19,13 @@ from logitfuse.config import FuseConfig
 from logitfuse.errors import ConfigError
 from logitfuse.evaluation.bpb import BpbTask, weight_curves
 from logitfuse.evaluation.consistency import SelfConsistency, sample_of, seconds_of
-from logitfuse.evaluation.contenders import Contender, contenders
 from logitfuse.evaluation.runner import Item, Run, Task
 from logitfuse.evaluation.summary import Summary, summarise
 from logitfuse.evaluation.table import Outcome, OutcomeTable
 from logitfuse.machine import machine, peak_memory
 
 if TYPE_CHECKING:
+    from logitfuse.evaluation.contenders import Contender
     from logitfuse.strategies.engine import Engine
 
 T = TypeVar("T", bound=Item)
@@ -68,6 +68,8 @@ class Session:
 
     def carry_out(self, task: Task[T], *, resample: bool = False) -> None:
         """Do what the folder does not have yet; exits with 1 if something failed."""
+        from logitfuse.evaluation.contenders import contenders
+
         folder = self._folder()
         with OutcomeTable(folder / "outcomes.jsonl") as table:
             engine, _ = load(self.config)
