@@ -2,6 +2,7 @@
 
 Half of them ship with Python (its documentation, its licence, its library) and are the same for
 everybody with the same version of it; the others are generated, the same everywhere.
+``python bench/texts.py FOLDER`` writes them to files.
 """
 
 # Lists of words read better as words.
@@ -13,6 +14,7 @@ import builtins
 import heapq
 import json
 import random
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -178,3 +180,15 @@ _DOMAINS: dict[str, Callable[[], bytes]] = {
     "table": _table,
     "json": lambda: _lines("json", _record),
 }
+
+
+def main() -> None:
+    """Write every text to the folder that is named."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for domain, text in texts().items():
+        (folder / f"{domain}.txt").write_bytes(text)
+
+
+if __name__ == "__main__":
+    main()

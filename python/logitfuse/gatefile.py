@@ -3,7 +3,7 @@
 ::
 
     {
-      "format": "logitfuse-weights", "version": 1, "logitfuse": "0.1.0",
+      "format": "logitfuse-weights", "version": 1, "logitfuse": "0.3.0",
       "member": [{"name": "a", "sha256": "..."}, {"name": "b", "sha256": "..."}],
       "learned": {"kind": "weights", "pool": "linear", "weights": [0.6, 0.4]},
       "data_sha256": "...",

@@ -188,10 +188,12 @@ class TestReadme:
 
     def test_flags_in_the_text(self) -> None:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+        commands = [app[c] for c in ("run", "chat", "check", "fit", "bench", "info", "demo")]
+        commands += [app["eval"][c] for c in ("bpb", "choice", "exact", "trace", "make")]
         known = {
             name
-            for command in ("run", "chat", "check", "fit", "bench", "info", "demo")
-            for argument in app[command].assemble_argument_collection()
+            for command in commands
+            for argument in command.assemble_argument_collection()
             for name in argument.names
         }
         flags = {
