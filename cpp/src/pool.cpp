@@ -134,28 +134,45 @@ float Pool::logprob(std::size_t m, std::int32_t symbol) const {
 }
 
 std::int32_t Pool::draw(double place) const {
-  std::int32_t last = kNone;
+  const Member* drawn = nullptr;
+  std::size_t at = 0;
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    const Member& member = members_[m];
-    if (!member.present) continue;
-    const bool here = place < member.weight;
-    // Behind the last member only by rounding: then its last token it is.
-    double left = (here ? place / member.weight : 1.0) * member.sum;
-    if (!here) place -= member.weight;
-    float mass[kBlock];
-    for (const Block block : member.blocks) {
-      const auto n = static_cast<std::size_t>(block.end - block.begin);
-      kernels().exp_shifted(member.row + block.begin, n, member.max, 1.0F, mass);
-      for (std::size_t k = 0; k < n; ++k) {
-        if (mass[k] == 0.0F) continue;
-        last = alignment_->symbol(m, block.begin + static_cast<std::int32_t>(k));
-        left -= static_cast<double>(mass[k]);
-        if (here && left < 0.0) return last;
-      }
-    }
-    if (here) return last;
+    if (!members_[m].present) continue;
+    if (drawn != nullptr) place -= drawn->weight;
+    drawn = &members_[m];
+    at = m;
+    if (place < drawn->weight) break;
   }
-  return last;
+  if (drawn == nullptr) return kNone;
+  return alignment_->symbol(at, token_at(*drawn, place / drawn->weight * drawn->sum));
+}
+
+// The token where the sum of all exp(logit - max) up to it exceeds `mass`.  Whole blocks are passed
+// by their sums.  Behind the last token only by rounding: then it is the last one.
+std::int32_t Pool::token_at(const Member& member, double mass) {
+  const Kernels& k = kernels();
+  Block found{};
+  double sum = 0.0;  // of the block found
+  for (const Block block : member.blocks) {
+    const auto n = static_cast<std::size_t>(block.end - block.begin);
+    const double next = k.sum_exp(member.row + block.begin, n, member.max);
+    if (next == 0.0) continue;
+    mass -= sum;
+    found = block;
+    sum = next;
+    if (mass < sum) break;
+  }
+  float masses[kBlock];
+  const auto n = static_cast<std::size_t>(found.end - found.begin);
+  k.exp_shifted(member.row + found.begin, n, member.max, 1.0F, masses);
+  std::int32_t token = kNone;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (masses[i] == 0.0F) continue;
+    token = found.begin + static_cast<std::int32_t>(i);
+    mass -= static_cast<double>(masses[i]);
+    if (mass < 0.0) break;
+  }
+  return token;
 }
 
 std::int32_t Pool::best(std::size_t m) const {

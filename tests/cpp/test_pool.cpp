@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "logitfuse/error.hpp"
@@ -188,6 +189,26 @@ TEST_CASE("candidates are the best tokens, the end and what is asked for") {
   CHECK_THROWS_AS(pool.candidates(0), FusionError);
 }
 
+TEST_CASE("draws by hand") {
+  support::on_every_isa([](std::string_view isa) {
+    CAPTURE(isa);
+    OwningPool pool(two_members(), {});
+    CHECK(pool.draw(0.5) == kNone);  // nothing was read
+    pool.read(kRows, {3, 1});
+    // a b end, of 3/4 of the line, and b c d
+    const std::pair<double, std::int32_t> want[] = {{0.0, 0},  {0.37, 0}, {0.38, 1}, {0.57, 4},
+                                                    {0.74, 4}, {0.76, 1}, {0.88, 2}, {0.94, 3}};
+    for (const auto& [place, symbol] : want) CHECK(pool.draw(place) == symbol);
+    pool.reweigh(std::vector<double>{1, 0});
+    CHECK(pool.draw(0.76) == 4);
+    for (const double weight : {1.0, 0.1, 1.0 / 3}) {  // behind all by rounding, too
+      pool.read(kRows, {weight, 0.2});
+      CHECK(pool.draw(1.0 - 0x1.0p-53) == 3);
+      CHECK(pool.draw(1.0) == 3);
+    }
+  });
+}
+
 TEST_CASE("decisions") {
   const auto vocab = vocab_of({{"a"}, {"b"}, {"c"}});
   OwningPool pool(align({vocab, vocab}), {});
@@ -263,12 +284,15 @@ TEST_CASE("same bits on every instruction set") {
   for (const PoolKind kind : kKinds) {
     std::vector<Fused> fused;
     std::vector<Row> dense;
+    std::vector<Ids> drawn;
     support::on_every_isa([&](std::string_view) {
       OwningPool pool(alignment, {kind});
       pool.read(rows, {1, 2});
       fused.push_back(pool.candidates(40));
       dense.emplace_back(static_cast<std::size_t>(alignment->size()));
       pool.dense(dense.back());
+      drawn.emplace_back();
+      for (int k = 0; k < 200; ++k) drawn.back().push_back(pool.draw(k / 200.0));
     });
     for (std::size_t i = 1; i < fused.size(); ++i) {
       CHECK(fused[i].symbols == fused[0].symbols);
@@ -276,6 +300,7 @@ TEST_CASE("same bits on every instruction set") {
       CHECK(fused[i].member_logprobs == fused[0].member_logprobs);
       CHECK(fused[i].outside == fused[0].outside);
       CHECK(dense[i] == dense[0]);
+      CHECK(drawn[i] == drawn[0]);
     }
   }
 }
@@ -321,6 +346,7 @@ TEST_CASE("after the first steps nothing is allocated") {
         pool.decide(symbol);
         (void)pool.certain_without(0.1);
         pool.reweigh(weights);
+        (void)pool.draw(0.7);
         const Fused& fused = pool.candidates(64, forced);
         (void)sampler.draw(fused);
         symbol = fused.symbols[0];

@@ -243,18 +243,3 @@ class TestReweigh:
             with pytest.raises(FusionError, match=message):
                 native.reweigh(weights)
         assert native.best() == [-1, 1, -1]
-
-
-@given(steps())
-def test_draws_are_laid_out_by_probability(step: Step) -> None:
-    """An even grid of places meets every symbol as often as the linear pool gives it."""
-    native = _core.Pool(step.alignment._core, "linear")
-    native.read(step.rows, step.weights)
-    n = 4000
-    drawn = [native.draw((k + 0.5) / n) for k in range(n)]
-    found = np.bincount(drawn, minlength=len(step.alignment)) / n
-    with np.errstate(under="ignore"):
-        wanted = np.exp(pooled(step, "linear", FLOOR))
-    # A symbol lies in at most as many places as there are tokens that stand for it.
-    pieces = sum(len(vocab) for vocab in step.alignment.vocabs)
-    assert found == pytest.approx(wanted, abs=2 * pieces / n)

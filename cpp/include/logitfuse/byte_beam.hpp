@@ -18,8 +18,9 @@
 // known.  It gets one at once if its share of P(y) is at least `prune`.  A smaller one *waits* for
 // the next byte b: tokenizers do not cut where a longer token goes on, so if the other paths can
 // spell b (with at least kSpelled times the waiting mass), the waiting ones are given up; else they
-// are extended now.  So what is given up at a byte is less than `prune` per path, nothing is lost
-// that no other path can spell, and most paths that end inside a word never cost a pass.
+// are extended now.  So what is given up at a byte is less than `prune` per path, some other path
+// can spell that byte, and most paths that end inside a word never cost a pass.  Where the others
+// fail at a later byte, the beam is dead, and the text has to be read anew.
 // Light paths with the last two tokens of a heavier one join it.  bench/quality.py
 // shows what all this costs in bits per byte.
 #pragma once

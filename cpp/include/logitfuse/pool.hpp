@@ -167,6 +167,7 @@ class Pool {
   double mean_of_others(std::size_t m, std::size_t k) const;
   void sort();
   float logprob(std::size_t m, std::int32_t symbol) const;
+  static std::int32_t token_at(const Member& member, double mass);
   static double log_probability(const Member& member, float logit);
   float token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const;
   void add_candidate(std::int32_t symbol);
