@@ -60,11 +60,8 @@ def check_parts(config: FuseConfig) -> None:
             f"weighting='{config.weighting}' reads the weights off the prompt; give no others",
             key="weighting",
         )
-    if config.weighting not in ("auto", "given") and not PoolOptions(config.pool).takes_shares:
-        raise ConfigError(
-            f"the {config.pool} pool takes weights as given; nothing can learn them",
-            key="weighting",
-        )
+    if config.weighting not in ("auto", "given"):
+        PoolOptions(config.pool).require_shares()
     _draft(config)
 
 

@@ -18,6 +18,7 @@ from logitfuse.beam import Beam
 from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import PromptError
 from logitfuse.member import Member
+from logitfuse.text import valid_text
 
 #: Share of the context that goes on with the text when the context is full.
 _KEPT = 0.5
@@ -96,7 +97,7 @@ def score_bytes(
     ConfigError
         The member has too few branches.
     """
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    raw = valid_text(text, "the text")
     before = (prefix.encode() if isinstance(prefix, str) else prefix) or b""
     head, tokens = _document(member, before + raw)
     beam = Beam(member, prune=prune, width=width)
@@ -186,14 +187,6 @@ class _Window:
 
 def _document(member: Member, text: bytes) -> tuple[list[int], list[int]]:
     """The token that begins documents, and the text's own; they spell exactly the text."""
-    if not text:
-        raise PromptError("the text is empty; give at least one byte")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"the text is not valid UTF-8: byte 0x{text[error.start]:02x} at position {error.start}"
-        ) from None
     tokens = member.tokenize(text)
     if member.vocab.join(tokens) != text:
         raise PromptError(f"member '{member.name}' cannot spell the text: its tokenizer changes it")

@@ -20,6 +20,7 @@ from logitfuse.canonical import CanonicalReply
 from logitfuse.errors import ContextLengthError, PromptError
 from logitfuse.evidence import Span, share
 from logitfuse.llama import LlamaContext, LlamaModel, Row
+from logitfuse.text import valid_text
 from logitfuse.vocab import Vocab
 from logitfuse.weights import PromptEvidence
 
@@ -188,16 +189,7 @@ class Member:
         PromptError
             The prompt is empty or not valid UTF-8.
         """
-        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        if not raw:
-            raise PromptError("the prompt is empty; give at least one character")
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PromptError(
-                f"the prompt is not valid UTF-8: byte 0x{raw[error.start]:02x} at position "
-                f"{error.start}; decode the file with its own encoding first"
-            ) from None
+        raw = valid_text(text, "the prompt")
         tokens = self.model.tokenize(raw, parse_special=True)
         bos = self.model.bos
         if self.model.add_bos and bos is not None and tokens[:1] != [bos]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from logitfuse import _core
 from logitfuse.alignment import Alignment
-from logitfuse.errors import FusionError
+from logitfuse.errors import ConfigError, FusionError
 
 PoolName: TypeAlias = Literal[
     "linear", "log-linear", "power", "min", "product", "contrast", "consistency"
@@ -54,6 +54,19 @@ class PoolOptions:
     def takes_shares(self) -> bool:
         """Weights are shares of 1; else they are factors, taken as given."""
         return self.kind not in ("product", "contrast")
+
+    def require_shares(self) -> None:
+        """Refuse weights that change: those of this pool may have no sum to keep.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not self.takes_shares:
+            raise ConfigError(
+                f"the {self.kind} pool takes weights as given; nothing can learn them",
+                key="weighting",
+            )
 
     def native(self, alignment: Alignment) -> _core.Pool:
         """A native pool of its own.

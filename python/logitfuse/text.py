@@ -5,6 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from logitfuse import _core
+from logitfuse.errors import PromptError
+
+
+def valid_text(text: str | bytes, what: str) -> bytes:
+    """A text as UTF-8.
+
+    Parameters
+    ----------
+    text : str or bytes
+    what : str
+        How the error calls it.
+
+    Raises
+    ------
+    PromptError
+        It is empty, or not valid UTF-8.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if not raw:
+        raise PromptError(f"{what} is empty; give at least one character")
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{what} is not valid UTF-8: byte 0x{raw[error.start]:02x} at position "
+            f"{error.start}; decode the file with its own encoding first"
+        ) from None
+    return raw
 
 
 class ReplyText:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,11 @@ class Step:
     wishes: tuple[bytes | None, ...]
     decision: DecisionName
     top: tuple[tuple[bytes, float], ...] = ()
+
+    @property
+    def finite_logprobs(self) -> list[float]:
+        """`member_logprobs`; NaN: nothing can be learned about the member."""
+        return [p if math.isfinite(p) else math.nan for p in self.member_logprobs]
 
 
 @dataclass(frozen=True)

@@ -135,11 +135,8 @@ class Bytes(Engine):
         self.tokenisations: Tokenisations = tokenisations
         if weigher is None and (self.pool.kind != "linear" or gate is not None):
             weigher = Given(self.weights, self.pool.kind)
-        if weigher is not None and not isinstance(weigher, Given) and not self.pool.takes_shares:
-            raise ConfigError(
-                f"the {self.pool.kind} pool takes weights as given; nothing can learn them",
-                key="weighting",
-            )
+        if weigher is not None and not isinstance(weigher, Given):
+            self.pool.require_shares()
         self.weigher = Online(prior=self.weights) if weigher is None else weigher
         self.gate = gate
         self.prune, self.width = prune, width
@@ -216,7 +213,7 @@ class Bytes(Engine):
         self._excluded = self._search.spelled(self._symbol)
         self._count(step, [0.0 if math.isnan(p) else 1.0 for p in step.member_logprobs])
         if step.unit:
-            own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
+            own = step.finite_logprobs
             self.weigher.observe(own, len(step.unit))
             if self.gate is not None:
                 for _ in step.unit:

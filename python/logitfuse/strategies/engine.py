@@ -16,7 +16,7 @@ import numpy as np
 
 from logitfuse import _core, chat
 from logitfuse.alignment import align
-from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError, PromptError
+from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError
 from logitfuse.evidence import Span, spans_of
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName
@@ -30,7 +30,7 @@ from logitfuse.strategies.base import (
     StepStream,
 )
 from logitfuse.strategies.stats import RunStats
-from logitfuse.text import ReplyText
+from logitfuse.text import ReplyText, valid_text
 from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
@@ -169,8 +169,7 @@ class Engine(ABC):
         MemberError
             A member failed.
         """
-        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        _check_text(raw)
+        raw = valid_text(text, "the text to be scored")
         request = replace(
             request,
             sampling=WHOLE_POOL,
@@ -373,15 +372,3 @@ class Engine(ABC):
         for i, vote in enumerate(votes):
             self.stats.votes[i] += vote != 0
             self.stats.wins[i] += step.decision == "fused" and step.wishes[i] == step.unit
-
-
-def _check_text(text: bytes) -> None:
-    """Raise PromptError for what no reply could be."""
-    if not text:
-        raise PromptError("the text to be scored is empty; give at least one byte")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"the text is not valid UTF-8: byte 0x{text[error.start]:02x} at position {error.start}"
-        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,11 +116,8 @@ class Fuse(TokenEngine):
             known = ", ".join(SCHEDULES)
             raise ConfigError(f"unknown schedule '{schedule}'; known: {known}", key="schedule")
         super().__init__(members, weights=weights, pool=pool, alignment=alignment, name=name)
-        if weigher is not None and not self.pool.takes_shares:
-            raise ConfigError(
-                f"the {self.pool.kind} pool takes weights as given; nothing can learn them",
-                key="weighting",
-            )
+        if weigher is not None:
+            self.pool.require_shares()
         self.gate: GateName = gate
         self.weigher = Given(self.weights, self.pool.kind) if weigher is None else weigher
         self.solo = solo
@@ -171,8 +167,7 @@ class Fuse(TokenEngine):
     def _tell(self, step: Step, votes: Sequence[float]) -> None:
         super()._tell(step, votes)
         if step.unit:
-            own = [p if math.isfinite(p) else math.nan for p in step.member_logprobs]
-            self.weigher.observe(own, len(step.unit))
+            self.weigher.observe(step.finite_logprobs, len(step.unit))
 
     def _ask(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> _Asked:
         """Ask whom the step needs, and let the pool read the rows of those who vote."""
