@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
@@ -15,11 +14,10 @@ from logitfuse import _core
 from logitfuse.ensemble import Ensemble
 from logitfuse.errors import ConfigError
 from logitfuse.harness.arguments import config_of, generation_of
-from logitfuse.harness.transcript import Prompt, read_context, split_space, write_chat
+from logitfuse.harness.transcript import read_context, split_space, write_chat
 from logitfuse.harness.windows import Room, windows
 from logitfuse.scoring import score_reply
 from logitfuse.strategies.base import Request
-from logitfuse.strategies.bytes import Bytes
 
 T = TypeVar("T")
 
@@ -36,8 +34,8 @@ class LogitfuseLM(LM):  # type: ignore[misc]
       reply.
     * Requests are answered one after another, those with a common context together: the members
       keep what they have read.  There is no batch size.  llama.cpp's products of quantised weights
-      depend on how many tokens are decoded at once, so figures depend on ``n_batch``, and a little
-      on what was read before; all continuations of one context are read alike.
+      depend on how many tokens are decoded at once, so figures depend on ``n_batch``; the order of
+      the continuations of a context changes nothing.
     * A plain context that is too long loses its beginning; a chat is refused.
 
     Parameters
@@ -76,7 +74,6 @@ class LogitfuseLM(LM):  # type: ignore[misc]
         else:
             self.ensemble = Ensemble.from_config(config_of(arguments))
         self.max_gen_toks = max_gen_toks
-        self._read: Prompt = ""  # the last context
         engine = self.ensemble.generator
         running = [m for m, weight in zip(engine.members, engine.weights, strict=True) if weight]
         self._room = Room(running)
@@ -103,7 +100,6 @@ class LogitfuseLM(LM):  # type: ignore[misc]
         self, kind: str, requests: Sequence[Instance], answer: Callable[..., T], quiet: bool
     ) -> list[T]:
         """Answer requests sorted by context; the answers are in the order of the requests."""
-        self._read = ""
         asked: list[tuple[Any, ...]] = [request.args for request in requests]
         found: dict[int, T] = {}
         order = sorted(range(len(asked)), key=lambda i: asked[i][0])
@@ -119,14 +115,7 @@ class LogitfuseLM(LM):  # type: ignore[misc]
             return 0.0, True
         if isinstance(prompt, str):
             prompt = self._room.end_of(prompt, text)
-        engine = self.ensemble.generator
-        if isinstance(engine, Bytes) and prompt and prompt != self._read:
-            # Else a beam reads the end of a new context in one large batch, but in a small one
-            # before all other continuations: they would not be comparable.
-            with closing(engine.stream(Request(prompt, max_tokens=1))) as reply:
-                next(reply)
-        self._read = prompt
-        score = score_reply(engine, Request(prompt), text)
+        score = score_reply(self.ensemble.generator, Request(prompt), text)
         return score.nats, score.greedy
 
     def _document(self, text: str) -> float:
