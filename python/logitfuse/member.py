@@ -3,7 +3,7 @@
 The members share the bytes of the reply.  Where a member votes, its KV cache holds its own
 *canonical* tokens of the whole reply, not a concatenation of separately tokenised pieces: a short
 tail is tokenised again, the longest common prefix stays, the rest is rolled back and decoded.
-Over many texts and tokenizer pairs the rollback never exceeded four tokens.
+Over 860,000 steps of 20 tokenizers in 7 scripts it never exceeded five tokens (bench/sync.py).
 """
 
 from __future__ import annotations
