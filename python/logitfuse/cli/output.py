@@ -95,11 +95,12 @@ def progress() -> Progress:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table whose first column is a name and whose others are figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    heading = Text(title, style="bold") if title else None  # no str: names may look like markup
+    made = Table(title=heading, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", style=None)
+        made.add_column(Text(column), justify="left" if i == 0 else "right", style=None)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))
     return made
 
 

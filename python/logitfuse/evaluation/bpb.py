@@ -7,14 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
-from logitfuse.errors import ConfigError
+from logitfuse.errors import ConfigError, FusionError
 from logitfuse.evaluation.runner import Findings
 from logitfuse.evaluation.statistics import Resamples
 from logitfuse.evaluation.summary import WeightCurve
@@ -28,8 +27,6 @@ Floats = NDArray[np.float64]
 
 #: Bytes of a window, which fit any context of as many tokens, and how far it moves.
 WINDOW, STRIDE = 4096, 2048
-#: Suffixes of what is read in a folder.
-TEXTS = (".txt", ".md", ".rst", ".py", ".c", ".cpp", ".h", ".json", ".csv", ".html", ".tex", ".log")
 #: The weights of a curve.
 WEIGHTS = tuple(k / 20 for k in range(21))
 
@@ -43,7 +40,7 @@ class Window:
     id, group : str
         The text's name, with the first byte that is scored; the text's name.
     before : bytes
-        Is read, not scored; empty at the beginning of a document.
+        Is read, not scored; what has nothing before it is read as the beginning of a document.
     text : bytes
     """
 
@@ -90,46 +87,6 @@ def _next(text: bytes, at: int) -> int:
     return at
 
 
-def read_texts(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Files, and the texts in folders, by name.
-
-    Raises
-    ------
-    ConfigError
-        A file that cannot be read, is empty or not UTF-8; a folder without texts.
-    """
-    texts: dict[str, bytes] = {}
-    for path in paths:
-        files = [path]
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix in TEXTS and p.is_file())
-            if not files:
-                raise ConfigError(
-                    f"'{path}' holds no text ({' '.join(TEXTS)}); name files", path=path
-                )
-        for file in files:
-            name = file.name if file == path else file.relative_to(path).as_posix()
-            while name in texts:
-                name += "+"
-            texts[name] = _read(file)
-    return texts
-
-
-def _read(file: Path) -> bytes:
-    try:
-        text = file.read_bytes()
-        text.decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read '{file}': {error.strerror}", path=file) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"'{file}' is not valid UTF-8 (byte {error.start}); convert it first", path=file
-        ) from None
-    if not text:
-        raise ConfigError(f"'{file}' is empty; there is nothing to score", path=file)
-    return text
-
-
 @dataclass(frozen=True)
 class BpbTask:
     """Texts are scored window by window.
@@ -158,10 +115,11 @@ class BpbTask:
         del sample
         score = score_reply(contender.engine, Request(item.before), item.text)
         bits = -score.nats / math.log(2)
+        if not math.isfinite(bits):
+            raise FusionError("the text has no probability at all, which is infinitely many bits")
         data: dict[str, Any] = {"steps": len(score.steps)}
         if contender.kind == "ensemble":
-            names = [member.name for member in contender.engine.members]
-            data["curves"] = Beliefs(score.steps).curves(names, contender.engine.weights)
+            data["curves"] = Beliefs(score.steps).curves(contender.engine.weights)
         return Findings({"bits": bits, "bytes": float(score.n_bytes)}, data)
 
 
@@ -181,46 +139,59 @@ class Beliefs:
         """Log-probabilities, nats, ``[steps, members]``; NaN: did not vote."""
         return np.array([step.member_logprobs for step in self.steps], np.float64)
 
-    def curves(
-        self, names: Sequence[str], weights: Sequence[float]
-    ) -> dict[str, list[float | None]]:
-        """Bits of the linear pool of units, by the weight of one member (see `WEIGHTS`).
+    def curves(self, weights: Sequence[float]) -> list[list[float | None] | None]:
+        """Bits of the linear pool of units, by the weight of each member (see `WEIGHTS`).
 
-        The others share the rest as their own weights say.  None: no probability.
+        The others share the rest as their own weights say.  None: no probability; of a member:
+        it or all others have no weight.
         """
-        curves = {}
-        for i, name in enumerate(names):
-            others = np.array([0.0 if k == i else w for k, w in enumerate(weights)])
-            if not weights[i] or not others.any():
+        curves: list[list[float | None] | None] = []
+        for i, own in enumerate(weights):
+            others = np.array([0.0 if k == i else max(0.0, w) for k, w in enumerate(weights)])
+            if own <= 0 or not others.any():
+                curves.append(None)
                 continue
             others /= others.sum()
-            one = np.arange(len(names)) == i
+            one = np.arange(len(weights)) == i
             bits = [self._bits(w * one + (1 - w) * others) for w in WEIGHTS]
-            curves[name] = [b if math.isfinite(b) else None for b in bits]
+            curves.append([b if math.isfinite(b) else None for b in bits])
         return curves
 
     def _bits(self, weights: Floats) -> float:
         """Of all steps; members that did not vote leave their weight to the others."""
-        votes = np.where(np.isnan(self.table), 0.0, weights)
-        p = np.where(np.isnan(self.table), 0.0, np.exp(self.table))
-        total = votes.sum(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pooled = np.where(total > 0, (votes * p).sum(axis=1) / total, 1.0)
-            return float(-np.log2(pooled).sum())
+        there = ~np.isnan(self.table)
+        votes = np.where(there, weights, 0.0)
+        votes = np.where(votes.any(axis=1, keepdims=True), votes, there)  # as equals
+        p = np.where(there, np.exp(self.table), 0.0)
+        with np.errstate(divide="ignore"):
+            return float(-np.log2((votes * p).sum(axis=1) / votes.sum(axis=1)).sum())
 
 
 def weight_curves(
-    outcomes: Sequence[Outcome], ensemble: str, *, seed: int = 0
+    outcomes: Sequence[Outcome], ensemble: str, members: Sequence[str], *, seed: int = 0
 ) -> tuple[WeightCurve, ...]:
-    """Bits per byte by weight, over all windows that the ensemble has scored."""
+    """Bits per byte by weight, over all windows that the ensemble has scored.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+    ensemble : str
+        Its contender.
+    members : sequence of str
+        Names of all its members, in order.
+    seed : int
+        Of the bootstrap.
+    """
     rows = [row for row in outcomes if row.contender == ensemble and row.data.get("curves")]
     if not rows:
         return ()
     resamples = Resamples([row.group for row in rows], seed=seed)
     sizes = np.array([row.scores["bytes"] for row in rows])
     curves = []
-    for member in rows[0].data["curves"]:
-        table = np.array([row.data["curves"][member] for row in rows], np.float64)
+    for i, member in enumerate(members):
+        if rows[0].data["curves"][i] is None:
+            continue
+        table = np.array([row.data["curves"][i] for row in rows], np.float64)
         known = [k for k in range(len(WEIGHTS)) if np.isfinite(table[:, k]).all()]
         bits = tuple(resamples.ratio(table[:, k], sizes) for k in known)
         curves.append(WeightCurve(member, tuple(WEIGHTS[k] for k in known), bits))

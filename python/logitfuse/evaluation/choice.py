@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from logitfuse.errors import ConfigError
-from logitfuse.evaluation.prompts import LETTERED, LETTERS, OPEN, Asking
+from logitfuse.errors import ConfigError, FusionError
+from logitfuse.evaluation.prompts import LETTERED, LETTERS, OPEN, Asking, lettered
 from logitfuse.evaluation.questions import Choice
 from logitfuse.evaluation.runner import Findings
 from logitfuse.strategies.base import Request
@@ -86,7 +86,13 @@ class ChoiceTask:
     def put(self, item: Choice, contender: Contender, *, sample: int = 0) -> Findings:
         """See `Task`; nothing is random here: to sample an option often is to take the best."""
         del sample
-        found = Findings({}, {"question": item.question, "expected": item.options[item.answer]})
+        found = Findings(
+            {},
+            {
+                "question": f"{item.question}\n{lettered(item.options)}",
+                "expected": item.options[item.answer],
+            },
+        )
         if self.mode != "letter":
             nats = self._score(contender, self.full, item, item.options)
             sizes = [len(option.encode()) for option in item.options]
@@ -110,9 +116,12 @@ class ChoiceTask:
         from logitfuse.scoring import score_reply
 
         prompt = asking.prompt(asking.fill(item.question, item.options))
-        return np.array(
+        nats = np.array(
             [
                 score_reply(contender.engine, Request(prompt), asking.reply(answer)).nats
                 for answer in answers
             ]
         )
+        if not np.isfinite(nats).any():
+            raise FusionError("no option has any probability")
+        return nats

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from logitfuse import _core
 from logitfuse.cache import MemberStats
-from logitfuse.config import FuseConfig
+from logitfuse.config import FuseConfig, MemberConfig
+from logitfuse.errors import LogitfuseError
 from logitfuse.gatefile import identity
-from logitfuse.member import Member
+from logitfuse.member import Member, cores
+from logitfuse.strategies.base import Request
 from logitfuse.strategies.bytes import Bytes
 from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.fuse import Fuse
 
 ContenderKind = Literal["member", "ensemble"]
+#: Its name; no member has it.
+ENSEMBLE = "ensemble"
 
 #: Keys of a configuration that change nothing about what is said.
-_SILENT = {"name", "preset", "member", "learned", "sampling"}
+_SILENT = {"name", "preset", "member", "learned", "sampling", "primary", "drafter"}
 #: The same of a member.
 _SILENT_MEMBER = {"model", "hf", "name", "weight", "n_threads", "use_mmap"}
 
@@ -58,6 +63,16 @@ class Contender:
     engine: Engine
     identity: dict[str, Any]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return tuple(member.name for member in self.engine.members)
+
+    def warm_up(self) -> None:
+        """Have the first forward pass, which reads files and starts threads, before it counts."""
+        with suppress(LogitfuseError):  # whoever cannot do this will say so at the first item
+            list(self.engine.score(Request("\n"), "\n"))
+
     @contextmanager
     def measured(self) -> Iterator[Cost]:
         """Work that begins with empty caches, so that nobody profits from who came before."""
@@ -87,54 +102,69 @@ def contenders(config: FuseConfig, ensemble: Engine, *, exact: bool = False) -> 
     config : FuseConfig
         Of the ensemble.
     ensemble : Engine
+        Its members are given names of their own: see `name_apart`.
     exact : bool
         Members are run byte by byte where the ensemble is, so that likelihoods of texts are exact.
     """
-    hashes = {member.name: identity(member.model.path) for member in ensemble.members}
-    weighed = [i for i, weight in enumerate(ensemble.weights) if weight]
-    found = [
-        Contender(
-            ensemble.members[i].name,
-            "member",
-            _alone(ensemble, ensemble.members[i], exact=exact),
-            _member_identity(config, i, hashes[ensemble.members[i].name])
-            | {"exact": exact and isinstance(ensemble, Bytes)},
-        )
-        for i in weighed
+    name_apart(ensemble.members)
+    hashes: dict[Path, str] = {}
+    for member in ensemble.members:
+        path = member.model.path
+        hashes[path] = hashes.get(path) or identity(path)
+    members = [
+        _member_identity(entry, hashes[member.model.path])
+        for entry, member in zip(config.member, ensemble.members, strict=True)
     ]
+    weighed = [i for i, weight in enumerate(ensemble.weights) if weight]
+    threads = sum(ensemble.members[i].context.n_threads for i in weighed)
+    found = []
+    for i in weighed:
+        member = ensemble.members[i]
+        engine, how = _alone(ensemble, member, exact=exact)
+        engine.in_turns = True
+        if engine.threads_alone is None:
+            engine.threads_alone = max(member.context.n_threads, min(threads, cores()))
+        found.append(Contender(member.name, "member", engine, members[i] | {"exact": how}))
     if len(weighed) > 1:
-        found.append(
-            Contender("ensemble", "ensemble", ensemble, _identity(config, ensemble, hashes))
-        )
+        parts = _identity(config, ensemble) | {"members": members}
+        found.append(Contender(ENSEMBLE, "ensemble", ensemble, parts))
     return found
 
 
-def _alone(ensemble: Engine, member: Member, *, exact: bool) -> Engine:
-    engine: Engine
-    if exact and isinstance(ensemble, Bytes):
-        engine = Bytes([member], prune=ensemble.prune, width=ensemble.width)
-    else:
-        engine = Fuse([member])
-    engine.in_turns = True
-    if engine.threads_alone is None:
-        engine.threads_alone = sum(one.context.n_threads for one in ensemble.members)
-    return engine
+def name_apart(members: Sequence[Member]) -> None:
+    """Give members that are called alike, as the same file twice, names of their own."""
+    taken = {ENSEMBLE}
+    for member in members:
+        name, k = member.name.encode("utf-8", "replace").decode(), 1
+        member.name = name
+        while member.name in taken:
+            k += 1
+            member.name = f"{name} ({k})"
+        taken.add(member.name)
 
 
-def _member_identity(config: FuseConfig, i: int, sha256: str) -> dict[str, Any]:
-    own = config.member[i].model_dump(mode="json", exclude=_SILENT_MEMBER)
+def _alone(ensemble: Engine, member: Member, *, exact: bool) -> tuple[Engine, Any]:
+    """How a member is run alone, and what identifies that."""
+    if not (exact and isinstance(ensemble, Bytes)):
+        return Fuse([member]), None
+    how = (ensemble.prune, ensemble.width, ensemble.tokenisations)
+    prune, width, tokenisations = how
+    return Bytes([member], prune=prune, width=width, tokenisations=tokenisations), how
+
+
+def _member_identity(entry: MemberConfig, sha256: str) -> dict[str, Any]:
+    own = entry.model_dump(mode="json", exclude=_SILENT_MEMBER)
     return {"version": _core.__version__, "model": sha256, **own}
 
 
-def _identity(config: FuseConfig, ensemble: Engine, hashes: dict[str, str]) -> dict[str, Any]:
-    """The parts, with what was learned by its hash, and the members in order."""
+def _identity(config: FuseConfig, ensemble: Engine) -> dict[str, Any]:
+    """The parts; what was learned by its hash, members that are named by their place."""
+    places: Mapping[str | None, int] = {m.name: i for i, m in enumerate(ensemble.members)}
     return {
         **config.model_dump(mode="json", exclude=_SILENT),
         "strategy": type(ensemble).__name__,
         "learned": None if config.learned is None else identity(config.learned),
         "weights": list(ensemble.weights),
-        "members": [
-            _member_identity(config, i, hashes[member.name])
-            for i, member in enumerate(ensemble.members)
-        ],
+        "primary": places.get(config.primary, config.primary),
+        "drafter": places.get(config.drafter, config.drafter),
     }

@@ -22,8 +22,8 @@ STOP = ("\nQuestion:", "\n\n")
 #: The default way to ask.
 OPENLY = Asking(OPEN)
 GREEDY = SamplingParams(temperature=0)
-#: How a member is asked again.
-RESAMPLING = SamplingParams(temperature=0.7)
+#: The temperature at which a greedy member is asked again.
+RESAMPLING = 0.7
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,9 @@ class ExactTask:
 
     def _sampling(self, item: Exact, sample: int) -> SamplingParams:
         params = self.sampling
-        if sample and params.temperature == 0:
-            params = RESAMPLING
-        if params.temperature == 0:
+        temperature = params.temperature or (RESAMPLING if sample else 0)
+        if temperature == 0:
             return params
-        name = f"{params.seed or 0} {item.id} {sample}"
+        name = f"{params.seed or 0} {sample} {item.question}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
-        return params.model_copy(update={"seed": seed})
+        return params.model_copy(update={"seed": seed, "temperature": temperature})

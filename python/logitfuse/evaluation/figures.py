@@ -75,7 +75,7 @@ class Items:
     """
 
     def __init__(self, outcomes: Sequence[Outcome], metrics: Sequence[str]) -> None:
-        self._metrics = tuple(metrics)
+        self.metrics = tuple(metrics)
         self._outcomes: dict[str, dict[str, Outcome]] = {}
         groups: dict[str, str] = {}
         for outcome in outcomes:
@@ -109,7 +109,7 @@ class Items:
         """The figures of a contender of the table."""
         figures = self._empty()
         for item, outcome in self.of(contender).items():
-            pairs = [_score(outcome, metric) for metric in self._metrics]
+            pairs = [_score(outcome, metric) for metric in self.metrics]
             at = self._at[item]
             if outcome.error is not None or pairs[0] is None:
                 figures.failed[at] = True
@@ -152,7 +152,7 @@ class Items:
         return figures, replay
 
     def _empty(self) -> Figures:
-        n, k = len(self.names), len(self._metrics)
+        n, k = len(self.names), len(self.metrics)
         missing = [np.full((n, width), np.nan) for width in (k, k, 1, len(self.token_names))]
         values, sizes, seconds, tokens = missing
         return Figures(values, sizes, seconds[:, 0], tokens, np.zeros(n, np.bool_))

@@ -56,6 +56,10 @@ class Asking:
             )
         if "question" not in fields:
             raise ConfigError("the template needs {question}")
+        try:
+            self.fill("")
+        except (ValueError, LookupError) as error:  # a format that no text has
+            raise ConfigError(f"the template {self.template!r} is broken: {error}") from None
 
     def fill(self, question: str, options: Sequence[str] = ()) -> str:
         """The template with a question in it."""
@@ -88,7 +92,7 @@ class Asking:
 
 
 def lettered(options: Sequence[str]) -> str:
-    """Options, one to a line, with letters."""
-    return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
+    """Options, one to a line, with letters, or numbers from 1 if there are too few of these."""
+    numbers = [str(k + 1) for k in range(len(options))]
+    names = LETTERS if len(options) <= len(LETTERS) else numbers
+    return "\n".join(f"{name}. {option}" for name, option in zip(names, options, strict=False))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from logitfuse.evaluation.figures import Figures, Items
-from logitfuse.evaluation.statistics import Interval, Resamples
+from logitfuse.evaluation.figures import RATIOS, Figures, Items
+from logitfuse.evaluation.statistics import Floats, Interval, Resamples, certain_share
 
 #: Differences on an item below this are rounding.
 _TIE = 1e-9
@@ -40,29 +41,52 @@ class Ruler:
 
     def score(self, own: Figures, k: int = 0) -> Interval:
         """A metric by its number."""
-        return self._draws.ratio(own.values[:, k], own.sizes[:, k])
+        found = self._draws.ratio(own.values[:, k], own.sizes[:, k])
+        return self._widened(found, own.values[None, :, k], k)
 
     def by_group(self, own: Figures) -> dict[str, Interval]:
         """The main metric in each group."""
-        return {
-            group: self._within[group].ratio(own.values[at, 0], own.sizes[at, 0])
-            for group, at in self._at.items()
-        }
+        found = {}
+        for group, at in self._at.items():
+            values = own.values[at, 0]
+            ratio = self._within[group].ratio(values, own.sizes[at, 0])
+            found[group] = self._widened(ratio, values[None], 0)
+        return found
 
     def better(self, own: Figures, other: Figures, k: int = 0) -> Interval:
         """How much better a contender is than another, on the items that both have."""
-        a, b = (own, other) if self._sign > 0 else (other, own)
-        return self._draws.ratio_difference(
-            a.values[:, k], a.sizes[:, k], b.values[:, k], b.sizes[:, k]
-        )
+        return self._difference(self._draws, slice(None), own, other, k)
 
     def better_in(self, group: str, own: Figures, other: Figures) -> Interval:
         """The same on the main metric in a group."""
-        at = self._at[group]
+        return self._difference(self._within[group], self._at[group], own, other, 0)
+
+    def _difference(
+        self, draws: Resamples, at: slice | NDArray[np.intp], own: Figures, other: Figures, k: int
+    ) -> Interval:
         a, b = (own, other) if self._sign > 0 else (other, own)
-        return self._within[group].ratio_difference(
-            a.values[at, 0], a.sizes[at, 0], b.values[at, 0], b.sizes[at, 0]
-        )
+        values = np.stack([a.values[at, k], b.values[at, k]])
+        sizes = np.stack([a.sizes[at, k], b.sizes[at, k]])
+        found = draws.ratio_difference(values[0], sizes[0], values[1], sizes[1])
+        alike = (own.seconds, other.seconds), values
+        if all(np.array_equal(one, two, equal_nan=True) for one, two in alike):
+            return found  # the very same outcomes
+        return self._widened(found, values, k)
+
+    def _widened(self, found: Interval, values: Floats, k: int) -> Interval:
+        """Where resamples are all alike because the items are: the exact bound.
+
+        `values` are shares, ``[1, items]``, or two rows of them that were compared.
+        """
+        values = values[:, ~np.isnan(values).any(axis=0)]
+        if self.items.metrics[k] in RATIOS or not values.size:
+            return found
+        compared = np.diff(values, axis=0)[0] if len(values) == 2 else values[0]
+        if values.min() < 0 or values.max() > 1 or np.ptp(compared) > 0:
+            return found
+        share = certain_share(len(compared))
+        low, high = (share * found.mean + (1 - share) * end for end in (1.0 - len(values), 1.0))
+        return Interval(found.mean, low, high)
 
     def record(self, own: Figures, other: Figures) -> tuple[int, int, int]:
         """Wins, ties and losses on the main metric, on the items that both have."""

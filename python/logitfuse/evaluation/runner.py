@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from logitfuse.errors import LogitfuseError
+from logitfuse.errors import ConfigError, LogitfuseError
 from logitfuse.evaluation.table import Outcome, OutcomeTable, outcome_key
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Run(Generic[T]):
     contenders: Sequence[Contender]
     table: OutcomeTable
     retry: bool = False
+    _warm: set[str] = field(default_factory=set, init=False, repr=False)
 
     def finish(self, progress: Progress | None = None) -> list[Outcome]:
         """Do what the table does not have yet, item by item; returns all outcomes of the run.
@@ -94,6 +95,8 @@ class Run(Generic[T]):
 
         Raises
         ------
+        ConfigError
+            The task asks a contender for what it never does.
         OSError
             The disk is full; what was done before is kept.
         """
@@ -110,14 +113,19 @@ class Run(Generic[T]):
         """What a contender makes of an item, from the table if it is there."""
         parameters = {"sample": sample, **self.task.parameters(item)}
         key = outcome_key(task=self.task.kind, contender=contender.identity, **parameters)
+        name = f"{contender.name} sample {sample}" if sample else contender.name
         known = self.table.get(key)
         if known is not None and (known.error is None or not self.retry):
-            return known
-        name = f"{contender.name} sample {sample}" if sample else contender.name
+            return _as_called_now(known, item, name, contender.names)
+        if contender.name not in self._warm:
+            contender.warm_up()
+            self._warm.add(contender.name)
         findings, error = Findings({}), None
         with contender.measured() as cost:
             try:
                 findings = self.task.put(item, contender, sample=sample)
+            except ConfigError:  # no fault of the item
+                raise
             except LogitfuseError as failure:
                 error = f"{type(failure).__name__}: {failure}"
         return self.table.append(
@@ -128,9 +136,21 @@ class Run(Generic[T]):
                 group=item.group,
                 contender=name,
                 scores=findings.scores,
-                data=findings.data,
+                data={**findings.data, "members": list(contender.names)},
                 seconds=cost.seconds,
                 tokens=cost.tokens,
                 error=error,
             )
         )
+
+
+def _as_called_now(known: Outcome, item: Item, name: str, members: Sequence[str]) -> Outcome:
+    """A row of the table; files, questions and texts may have had other names then."""
+    called = dict(zip(known.data.get("members", ()), members, strict=False))
+    return replace(
+        known,
+        item=item.id,
+        group=item.group,
+        contender=name,
+        tokens={called.get(member, member): n for member, n in known.tokens.items()},
+    )

@@ -144,6 +144,14 @@ def interval(mean: ArrayLike, drawn: Floats) -> Interval:
     return Interval(centre, float(figures[outside]), float(figures[-1 - outside]))
 
 
+def certain_share(n: int) -> float:
+    """The least share of items, at 95 %, that are like `n` which are all alike.
+
+    The bound of Clopper & Pearson (1934): with less, so many equal ones are rarer than 1 in 40.
+    """
+    return float(0.025 ** (1 / n))
+
+
 def _strata(groups: Sequence[str]) -> Iterator[NDArray[np.intp]]:
     """Items of each group, and those of all small groups together."""
     names, codes = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)

@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class WeightCurve:
-    """Bits per byte by the weight of one member, while the others share the rest equally."""
+    """Bits per byte by the weight of one member, while the others share the rest."""
 
     member: str
     weights: tuple[float, ...]
@@ -140,6 +140,7 @@ def summarise(
     members : sequence of str
         In the order of the rows; of equally good members the first is the best.
     ensemble : str
+        May be the only member: then its row is all there is.
     lower_is_better : bool
     machine, peak_memory, curves
         Handed through.
@@ -165,13 +166,16 @@ def summarise(
         seed=seed,
     )
     ruler = Ruler(items, sign, resamples, seed)
+    entries = lineup.entries
+    if tuple(members) == (ensemble,):  # nothing to choose from, and nothing to compare with
+        entries = lineup.of_kind("member", "sampled")
     return Summary(
         task=task,
         title=title,
         metrics=tuple(metrics),
         lower_is_better=lower_is_better,
         items=len(items),
-        rows=tuple(_row(ruler, metrics, entry, lineup.chosen) for entry in lineup.entries),
+        rows=tuple(_row(ruler, metrics, entry, lineup.chosen) for entry in entries),
         notes=notes_on(ruler, lineup),
         verdict=verdict_on(ruler, lineup, metrics[0]),
         machine=dict(machine or {}),

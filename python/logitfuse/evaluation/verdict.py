@@ -20,6 +20,8 @@ def verdict_on(ruler: Ruler, lineup: Lineup, metric: str) -> str:
     A second sentence says how it compares with members that were asked again for the same time.
     """
     ensemble, chosen = lineup.ensemble, lineup.chosen
+    if len(lineup.of_kind("member")) == 1 and ensemble.name == lineup.elected[0]:
+        return f"{ensemble.name} is alone: there is no ensemble to compare it with."
     record = ruler.record(ensemble.figures, chosen.figures)
     compared = sum(record)
     if compared < MIN_ITEMS:
@@ -62,6 +64,8 @@ def _on_choice(lineup: Lineup) -> Iterator[str]:
         yield f"The best member over all windows is {lineup.elected[0]}."
         return
     one, other = lineup.elected
+    if len(lineup.of_kind("member")) == 1:
+        return
     yield (
         f"The best member is {one} on both halves."
         if one == other
@@ -101,7 +105,9 @@ def _on_samples(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
 
 def _on_small_groups(ruler: Ruler) -> Iterator[str]:
     small = [group for group, n in ruler.groups.items() if n < MIN_STRATUM]
-    if small and len(ruler.groups) > 1:
+    if len(ruler.items) < MIN_STRATUM:
+        yield f"Intervals of fewer than {MIN_STRATUM} items say little."
+    elif small and len(ruler.groups) > 1:
         yield f"Intervals of groups below {MIN_STRATUM} items say little: {', '.join(small)}."
 
 
@@ -119,6 +125,8 @@ def _on_losses(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
 
 def _against(ruler: Ruler, ensemble: Entry, sampled: Entry) -> str:
     better = ruler.better(ensemble.figures, sampled.figures)
+    if np.isnan(better.mean):
+        return f"Nothing can be said about {sampled.name}: no item has a score of both."
     if better.low > 0:
         outcome = f"better by {_interval(better)}"
     elif better.high < 0:
@@ -133,7 +141,8 @@ def _cost(lineup: Lineup) -> str:
     both = ~np.isnan(own) & ~np.isnan(best)
     if not best[both].sum() > 0:
         return ""
-    return f", at {own[both].sum() / best[both].sum():.2g} times its seconds"
+    times = own[both].sum() / best[both].sum()
+    return f", at {times:{',.0f' if times >= 10 else '.2g'}} times its seconds"
 
 
 def _common_scores(lineup: Lineup) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
+from rich.markup import escape
 
 from logitfuse.cli import output
 from logitfuse.cli.evaluate.tables import print_summary
@@ -104,28 +105,33 @@ class Session:
         return folder
 
     def _run(self, run: Run[T], resample: bool) -> list[Outcome]:
+        from logitfuse.evaluation.contenders import ENSEMBLE
+
         known = len(run.table)
         try:
             with output.progress() as bar:
                 line = bar.add_task("", total=None)
                 outcomes = run.finish(
                     lambda done, total, who: bar.update(
-                        line, completed=done, total=total, description=who
+                        line, completed=done, total=total, description=escape(who)
                     )
                 )
                 members = [one for one in run.contenders if one.kind == "member"]
                 if resample and len(run.contenders) > len(members):
+                    # Over all items, which is kind to it: the ensemble is compared with the best.
                     best = max(members, key=lambda one: _right(outcomes, one.name))
-                    budget = seconds_of(outcomes, "ensemble")
-                    bar.update(line, completed=0, total=budget, description=f"{best.name} again")
+                    budget = seconds_of(outcomes, ENSEMBLE)
+                    again = f"{escape(best.name)} again"
+                    bar.update(line, completed=0, total=budget, description=again)
                     outcomes += self._ask_again(
                         run, best, budget, lambda spent: bar.update(line, completed=spent)
                     )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError) as error:
             new = len(run.table) - known
-            output.note(
-                f"{new} new outcomes are kept in {run.table.path}; the same command goes on"
-            )
+            kept = f"{new} new outcomes are kept in '{run.table.path}'; the same command goes on"
+            if isinstance(error, OSError):
+                raise ConfigError(f"{error.strerror}: {kept}", path=run.table.path) from error
+            output.note(kept)
             raise
         return outcomes
 
@@ -150,6 +156,8 @@ class Session:
         engine: Engine,
         outcomes: Sequence[Outcome],
     ) -> Summary:
+        from logitfuse.evaluation.contenders import ENSEMBLE
+
         members = [one.name for one in entered if one.kind == "member"]
         lower = isinstance(task, BpbTask)
         return summarise(
@@ -158,11 +166,11 @@ class Session:
             title=f"{self.title}: {engine.name}",
             metrics=task.metrics,
             members=members,
-            ensemble="ensemble" if len(members) > 1 else members[0],
+            ensemble=ENSEMBLE if len(members) > 1 else members[0],
             lower_is_better=lower,
             machine=machine(),
             peak_memory=peak_memory(),
-            curves=weight_curves(outcomes, "ensemble") if lower else (),
+            curves=weight_curves(outcomes, ENSEMBLE, entered[-1].names) if lower else (),
         )
 
 

@@ -13,19 +13,14 @@ from logitfuse.cli import output
 from logitfuse.cli.evaluate.session import OutcomeOptions, Session
 from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
 from logitfuse.errors import ConfigError
-from logitfuse.evaluation.bpb import STRIDE, WINDOW, BpbTask, read_texts, windows
+from logitfuse.evaluation.bpb import STRIDE, WINDOW, BpbTask, windows
 from logitfuse.evaluation.choice import ChoiceMode, ChoiceTask
 from logitfuse.evaluation.exact import GREEDY, STOP, ExactTask
 from logitfuse.evaluation.makers import MAKERS
 from logitfuse.evaluation.makers import make as make_questions
-from logitfuse.evaluation.prompts import LETTERED, OPEN, Asking
-from logitfuse.evaluation.questions import (
-    Choice,
-    Dataset,
-    Exact,
-    read_choices,
-    read_exact,
-)
+from logitfuse.evaluation.prompts import LETTERED, LETTERS, OPEN, Asking
+from logitfuse.evaluation.questions import Choice, Dataset, Exact, read_choices, read_exact
+from logitfuse.evaluation.texts import read_texts
 
 Q = TypeVar("Q", Choice, Exact)
 
@@ -58,7 +53,7 @@ def bpb(
     Parameters
     ----------
     files
-        Texts, and folders of texts.
+        Texts, and folders of texts (.txt, .md, .py and the like, also below; no hidden files).
     window
         Bytes that are read at a time; as many tokens must fit the contexts.
     stride
@@ -68,15 +63,21 @@ def bpb(
     """
     if not files:
         raise ConfigError("no text; give files or folders")
-    texts = read_texts(files)
+    texts, skipped = read_texts(files)
+    if skipped:
+        output.note(f"{_some(len(skipped), 'file')} not UTF-8 or empty: {_listed(skipped)}")
     items = [
         piece
         for name, text in texts.items()
         for piece in windows(name, _cut(text, limit), window=window, stride=stride)
     ]
-    name = files[0].stem if len(files) == 1 else f"{files[0].stem}+{len(files) - 1}"
+    if not items:
+        raise ConfigError(f"--limit {limit} leaves nothing of the texts")
+    name = files[0].resolve().stem or "texts"
+    if len(files) > 1:
+        name += f"+{len(files) - 1}"
     config = (models or ModelOptions()).config()
-    title = f"Bits per byte of {len(texts)} text{'s' if len(texts) > 1 else ''}"
+    title = f"Bits per byte of {_some(len(texts), 'text')}"
     Session(name, title, config, outcomes or OutcomeOptions()).carry_out(BpbTask(items))
 
 
@@ -93,7 +94,7 @@ def choice(
     system: Annotated[str, Parameter(name=["--system-prompt", "-sys"])] = "",
     shots: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     questions: _Count = None,
-    seed: int = 0,
+    task_seed: int = 0,
     skip_bad: Flag = False,
     models: ModelOptions | None = None,
     outcomes: OutcomeOptions | None = None,
@@ -123,16 +124,16 @@ def choice(
     shots
         Show so many of the first questions with their answers before each other one.
     questions
-        Use the first so many; of a built-in task, 50 by default.
-    seed
-        Of a built-in task.
+        Ask so many, the first ones behind those that are shown; default: all, of a built-in
+        task 50.
+    task_seed
+        Other questions of a built-in task.
     skip_bad
         Leave lines out that cannot be used, and count them.
     """
-    items, name = _questions(data, "choice", read_choices, questions, seed, skip_bad)
-    if not all(isinstance(item, Choice) for item in items):
-        raise ConfigError(f"'{data}' has no options; use logitfuse eval exact")
-    shown, asked = _split(items, shots)
+    name, shown, asked = _questions(
+        data, "choice", read_choices, shots, questions, task_seed, skip_bad
+    )
 
     def asking(default: str, answer: Callable[[Choice], str]) -> Asking:
         plain = Asking(template or default)
@@ -143,7 +144,7 @@ def choice(
         asked,
         mode,
         asking(OPEN, lambda q: q.options[q.answer]),
-        asking(LETTERED, lambda q: "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[q.answer]),
+        asking(LETTERED, lambda q: LETTERS[q.answer % len(LETTERS)]),  # full mode: any will do
     )
     config = (models or ModelOptions()).config()
     title = f"Choices of {name}"
@@ -158,7 +159,7 @@ def exact(
     system: Annotated[str, Parameter(name=["--system-prompt", "-sys"])] = "",
     shots: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     questions: _Count = None,
-    seed: int = 0,
+    task_seed: int = 0,
     predict: Annotated[
         int, Parameter(name=["--predict", "--n-predict", "-n"], validator=_POSITIVE)
     ] = 256,
@@ -194,9 +195,10 @@ def exact(
     shots
         Show so many of the first questions with their answers before each other one.
     questions
-        Use the first so many; of a built-in task, 50 by default.
-    seed
-        Of a built-in task.
+        Ask so many, the first ones behind those that are shown; default: all, of a built-in
+        task 50.
+    task_seed
+        Other questions of a built-in task.
     predict
         Most tokens of an answer.
     stop
@@ -206,10 +208,9 @@ def exact(
     skip_bad
         Leave lines out that cannot be used, and count them.
     """
-    items, name = _questions(data, "exact", read_exact, questions, seed, skip_bad)
-    if not all(isinstance(item, Exact) for item in items):
-        raise ConfigError(f"'{data}' has options to choose from; use logitfuse eval choice")
-    shown, asked = _split(items, shots)
+    name, shown, asked = _questions(
+        data, "exact", read_exact, shots, questions, task_seed, skip_bad
+    )
     plain = Asking(template)
     examples = tuple((plain.fill(q.question, q.labels), q.answer) for q in shown)
     chatting = chat or bool(system)
@@ -230,28 +231,38 @@ def _questions(
     data: str,
     kind: str,
     read: Callable[..., Dataset[Q]],
+    shots: int,
     n: int | None,
     seed: int,
     skip_bad: bool,
-) -> tuple[Sequence[Any], str]:
-    """The questions of a file or of a built-in task, and its name."""
+) -> tuple[str, Sequence[Any], Sequence[Any]]:
+    """Name of a file or a built-in task, the questions that are shown, those that are asked."""
     task, _, level = data.partition(":")
+    items: Sequence[Any]
     if task in MAKERS and not Path(data).exists():
         if MAKERS[task].task != kind:
             other = MAKERS[task].task
             raise ConfigError(f"'{task}' is for logitfuse eval {other}, not {kind}")
-        made = make_questions(task, n=n or _MADE, seed=seed, level=level or "medium")
-        return made, data.replace(":", "-")
-    found = read(Path(data), skip_bad=skip_bad)
-    if found.skipped:
-        lines = ", ".join(str(bad.line) for bad in found.skipped[:10])
-        more = " ..." if len(found.skipped) > 10 else ""
-        output.note(f"{len(found.skipped)} lines are left out: {lines}{more}")
-    return found.items[:n], found.name
-
-
-def _split(items: Sequence[Q], shots: int) -> tuple[Sequence[Q], Sequence[Q]]:
-    """Those that are shown, and those that are asked."""
+        items = make_questions(task, n=shots + (n or _MADE), seed=seed, level=level or "medium")
+        name = data.replace(":", "-")
+    else:
+        if not Path(data).exists():
+            known = ", ".join(name for name, maker in MAKERS.items() if maker.task == kind)
+            raise ConfigError(f"there is no file '{data}'; built-in tasks: {known}")
+        found = read(Path(data), skip_bad=skip_bad)
+        if found.skipped:
+            lines = [str(bad.line) for bad in found.skipped]
+            output.note(f"{_some(len(lines), 'line')} cannot be used: {_listed(lines)}")
+        items, name = found.items, found.name
     if shots >= len(items):
-        raise ConfigError(f"--shots {shots} leaves none of the {len(items)} questions to ask")
-    return items[:shots], items[shots:]
+        raise ConfigError(f"--shots {shots} leaves none of the {_some(len(items), 'question')}")
+    return name, items[:shots], items[shots : None if n is None else shots + n]
+
+
+def _some(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")

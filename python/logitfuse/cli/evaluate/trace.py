@@ -62,6 +62,8 @@ def trace(
     json
         Print every step as JSON.
     """
+    from logitfuse.evaluation.contenders import name_apart
+
     config = (models or ModelOptions()).config()
     text = read_prompt(prompt, file)
     reply = _given(given, given_file)
@@ -71,6 +73,7 @@ def trace(
         max_tokens=predict,
     )
     engine, _ = load(config)
+    name_apart(engine.members)
     try:
         with output.working("answering" if reply is None else "scoring"):
             traced = trace_steps(engine, request, reply)
