@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +13,9 @@ from numpy.typing import NDArray
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError, FusionError
+from logitfuse.evaluation.beliefs import Beliefs
 from logitfuse.evaluation.runner import Findings
-from logitfuse.evaluation.statistics import Resamples
-from logitfuse.evaluation.summary import WeightCurve
-from logitfuse.evaluation.table import Outcome
-from logitfuse.strategies.base import Request, Step
+from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:
     from logitfuse.evaluation.contenders import Contender
@@ -27,8 +24,6 @@ Floats = NDArray[np.float64]
 
 #: Bytes of a window, which fit any context of as many tokens, and how far it moves.
 WINDOW, STRIDE = 4096, 2048
-#: The weights of a curve.
-WEIGHTS = tuple(k / 20 for k in range(21))
 
 
 @dataclass(frozen=True)
@@ -117,82 +112,8 @@ class BpbTask:
         bits = -score.nats / math.log(2)
         if not math.isfinite(bits):
             raise FusionError("the text has no probability at all, which is infinitely many bits")
-        data: dict[str, Any] = {"steps": len(score.steps)}
+        beliefs = Beliefs(score.steps)
+        data: dict[str, Any] = {"steps": len(score.steps), "blocks": beliefs.blocks()}
         if contender.kind == "ensemble":
-            data["curves"] = Beliefs(score.steps).curves(contender.engine.weights)
+            data["curves"] = beliefs.curves(contender.engine.weights)
         return Findings({"bits": bits, "bytes": float(score.n_bytes)}, data)
-
-
-@dataclass(frozen=True)
-class Beliefs:
-    """What each member thought of the steps of a text.
-
-    Parameters
-    ----------
-    steps : sequence of Step
-    """
-
-    steps: Sequence[Step]
-
-    @cached_property
-    def table(self) -> Floats:
-        """Log-probabilities, nats, ``[steps, members]``; NaN: did not vote."""
-        return np.array([step.member_logprobs for step in self.steps], np.float64)
-
-    def curves(self, weights: Sequence[float]) -> list[list[float | None] | None]:
-        """Bits of the linear pool of units, by the weight of each member (see `WEIGHTS`).
-
-        The others share the rest as their own weights say.  None: no probability; of a member:
-        it or all others have no weight.
-        """
-        curves: list[list[float | None] | None] = []
-        for i, own in enumerate(weights):
-            others = np.array([0.0 if k == i else max(0.0, w) for k, w in enumerate(weights)])
-            if own <= 0 or not others.any():
-                curves.append(None)
-                continue
-            others /= others.sum()
-            one = np.arange(len(weights)) == i
-            bits = [self._bits(w * one + (1 - w) * others) for w in WEIGHTS]
-            curves.append([b if math.isfinite(b) else None for b in bits])
-        return curves
-
-    def _bits(self, weights: Floats) -> float:
-        """Of all steps; members that did not vote leave their weight to the others."""
-        there = ~np.isnan(self.table)
-        votes = np.where(there, weights, 0.0)
-        votes = np.where(votes.any(axis=1, keepdims=True), votes, there)  # as equals
-        p = np.where(there, np.exp(self.table), 0.0)
-        with np.errstate(divide="ignore"):
-            return float(-np.log2((votes * p).sum(axis=1) / votes.sum(axis=1)).sum())
-
-
-def weight_curves(
-    outcomes: Sequence[Outcome], ensemble: str, members: Sequence[str], *, seed: int = 0
-) -> tuple[WeightCurve, ...]:
-    """Bits per byte by weight, over all windows that the ensemble has scored.
-
-    Parameters
-    ----------
-    outcomes : sequence of Outcome
-    ensemble : str
-        Its contender.
-    members : sequence of str
-        Names of all its members, in order.
-    seed : int
-        Of the bootstrap.
-    """
-    rows = [row for row in outcomes if row.contender == ensemble and row.data.get("curves")]
-    if not rows:
-        return ()
-    resamples = Resamples([row.group for row in rows], seed=seed)
-    sizes = np.array([row.scores["bytes"] for row in rows])
-    curves = []
-    for i, member in enumerate(members):
-        if rows[0].data["curves"][i] is None:
-            continue
-        table = np.array([row.data["curves"][i] for row in rows], np.float64)
-        known = [k for k in range(len(WEIGHTS)) if np.isfinite(table[:, k]).all()]
-        bits = tuple(resamples.ratio(table[:, k], sizes) for k in known)
-        curves.append(WeightCurve(member, tuple(WEIGHTS[k] for k in known), bits))
-    return tuple(curves)

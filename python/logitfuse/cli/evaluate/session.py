@@ -18,7 +18,8 @@ from logitfuse.cli.options import Flag
 from logitfuse.cli.run import load
 from logitfuse.config import FuseConfig
 from logitfuse.errors import ConfigError
-from logitfuse.evaluation.bpb import BpbTask, weight_curves
+from logitfuse.evaluation.beliefs import by_block, weight_curves
+from logitfuse.evaluation.bpb import BpbTask
 from logitfuse.evaluation.consistency import SelfConsistency, sample_of, seconds_of
 from logitfuse.evaluation.runner import Item, Run, Task
 from logitfuse.evaluation.summary import Summary, summarise
@@ -161,7 +162,7 @@ class Session:
         members = [one.name for one in entered if one.kind == "member"]
         lower = isinstance(task, BpbTask)
         return summarise(
-            outcomes,
+            by_block(outcomes) if lower else outcomes,
             task=task.kind,
             title=f"{self.title}: {engine.name}",
             metrics=task.metrics,
