@@ -242,6 +242,13 @@ void bind_pool(py::module_& m) {
           },
           "top"_a, "forced"_a = std::vector<std::int32_t>{})
       .def(
+          "whole",
+          [](Pool& pool, std::int32_t n, const std::vector<std::int32_t>& forced) {
+            const py::gil_scoped_release released;
+            return pool.whole(n, forced);
+          },
+          "n"_a, "forced"_a = std::vector<std::int32_t>{})
+      .def(
           "score",
           [](Pool& pool, std::int32_t symbol) {
             check_symbol(pool.alignment(), symbol);

@@ -87,8 +87,18 @@ void Pool::add_candidate(std::int32_t symbol) {
   fused_.symbols.push_back(symbol);
 }
 
+void Pool::check_symbols(std::span<const std::int32_t> symbols) const {
+  for (const std::int32_t symbol : symbols) {
+    if (symbol < 0 || symbol >= alignment_->size()) {
+      throw FusionError("symbol " + std::to_string(symbol) + " is not in a union of " +
+                        std::to_string(alignment_->size()));
+    }
+  }
+}
+
 const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> forced) {
   if (top < 1) throw FusionError("top must be at least 1, not " + std::to_string(top));
+  check_symbols(forced);
   if (++step_ == 0) {  // the counter wrapped: old marks could look new
     std::fill(seen_.begin(), seen_.end(), 0U);
     step_ = 1;
@@ -103,13 +113,7 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
   }
   if (options_.kind == PoolKind::contrast && options_.union_top == 0) add_candidate(best(base()));
   if (alignment_->end() != kNone) add_candidate(alignment_->end());
-  for (const std::int32_t symbol : forced) {
-    if (symbol < 0 || symbol >= alignment_->size()) {
-      throw FusionError("symbol " + std::to_string(symbol) + " is not in a union of " +
-                        std::to_string(alignment_->size()));
-    }
-    add_candidate(symbol);
-  }
+  for (const std::int32_t symbol : forced) add_candidate(symbol);
   fused_.member_logprobs.resize(members_.size() * fused_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
     gather(m);
@@ -190,38 +194,58 @@ void Pool::combine() {
 
 // Where a member has no token the formula is given what stands for it; -inf where nobody has one.
 void Pool::fill_missing() {
+  const bool backs_off = options_.union_top > 0;
+  if (!backs_off && alignment_->identical()) return;  // nobody lacks what others have
   const std::size_t n = fused_.size();
-  known_.assign(n, 0);
+  known_.assign(n, -kInf);
+  float* known = known_.data();
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (!members_[m].present) continue;
     const float* lp = &filled_[m * n];
-    for (std::size_t k = 0; k < n; ++k) known_[k] = known_[k] != 0 || lp[k] != -kInf;
+    for (std::size_t k = 0; k < n; ++k) known[k] = std::max(known[k], lp[k]);
   }
   const float* base_row = formula_.missing() == Missing::base ? &filled_[base() * n] : nullptr;
+  const std::int32_t* symbols = fused_.symbols.data();
   for (std::size_t m = 0; m < members_.size(); ++m) {
     if (!members_[m].present) continue;
     float* lp = &filled_[m * n];
+    const std::int32_t* tokens = backs_off ? &spelled_[m * n] : alignment_->to_token(m).data();
     for (std::size_t k = 0; k < n; ++k) {
+      const std::int32_t token = tokens[backs_off ? k : static_cast<std::size_t>(symbols[k])];
       // No short cut: over all symbols it is anyone's guess, and a wrong one costs more.
-      const bool lacks = !has(m, k) & (known_[k] != 0) & (lp[k] == -kInf);
+      const bool lacks = (token == kNone) & (known[k] != -kInf) & (lp[k] == -kInf);
       const float stand_in = base_row == nullptr ? options_.floor : base_row[k];
       lp[k] = lacks ? stand_in : lp[k];
     }
   }
 }
 
-void Pool::sort() {
-  const std::size_t n = fused_.size();
+// Whether one entry of fused_ is listed before another.
+bool Pool::is_before(std::int32_t a, std::int32_t b) const {
+  const auto i = static_cast<std::size_t>(a);
+  const auto j = static_cast<std::size_t>(b);
+  if (fused_.logprobs[i] != fused_.logprobs[j]) return fused_.logprobs[i] > fused_.logprobs[j];
+  return fused_.symbols[i] < fused_.symbols[j];
+}
+
+// The entries of fused_ that are not excluded, as they come.
+void Pool::order_possible() {
   order_.clear();
-  for (std::size_t k = 0; k < n; ++k) {
+  for (std::size_t k = 0; k < fused_.logprobs.size(); ++k) {
     if (fused_.logprobs[k] != -kInf) order_.push_back(static_cast<std::int32_t>(k));
   }
-  std::sort(order_.begin(), order_.end(), [this](std::int32_t a, std::int32_t b) {
-    const auto i = static_cast<std::size_t>(a);
-    const auto j = static_cast<std::size_t>(b);
-    if (fused_.logprobs[i] != fused_.logprobs[j]) return fused_.logprobs[i] > fused_.logprobs[j];
-    return fused_.symbols[i] < fused_.symbols[j];
-  });
+}
+
+void Pool::sort() {
+  order_possible();
+  std::sort(order_.begin(), order_.end(),
+            [this](std::int32_t a, std::int32_t b) { return is_before(a, b); });
+  report();
+}
+
+// Fills sorted_ with what order_ names.
+void Pool::report() {
+  const std::size_t n = fused_.size();
   const std::size_t kept = order_.size();
   sorted_.symbols.resize(kept);
   sorted_.logprobs.resize(kept);

@@ -1,6 +1,7 @@
 // The pool over all symbols at once.
 #include <algorithm>
 #include <numeric>
+#include <string>
 
 #include "logitfuse/error.hpp"
 #include "logitfuse/kernels.hpp"
@@ -8,6 +9,11 @@
 #include "math.hpp"
 
 namespace logitfuse {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+}  // namespace
 
 void Pool::dense(std::span<float> out) {
   if (out.size() != static_cast<std::size_t>(alignment_->size())) {
@@ -15,7 +21,7 @@ void Pool::dense(std::span<float> out) {
                       " symbols, the output " + std::to_string(out.size()));
   }
   if (adapted()) {
-    std::fill(out.begin(), out.end(), -std::numeric_limits<float>::infinity());
+    std::fill(out.begin(), out.end(), -kInf);
     const Fused& fused = candidates(kAll);
     for (std::size_t k = 0; k < fused.size(); ++k) {
       out[static_cast<std::size_t>(fused.symbols[k])] = fused.logprobs[k];
@@ -26,15 +32,46 @@ void Pool::dense(std::span<float> out) {
     dense_linear(out);
     return;
   }
-  fused_.symbols.resize(out.size());
+  score_all();
+  std::copy(fused_.logprobs.begin(), fused_.logprobs.end(), out.begin());
+}
+
+const Fused& Pool::whole(std::int32_t n, std::span<const std::int32_t> forced) {
+  if (n < 1) throw FusionError("n must be at least 1, not " + std::to_string(n));
+  check_symbols(forced);
+  if (adapted()) return candidates(kAll, forced);
+  score_all();
+  const auto before = [this](std::int32_t a, std::int32_t b) { return is_before(a, b); };
+  order_possible();
+  const auto listed = std::min(static_cast<std::size_t>(n), order_.size());
+  const auto ranked = static_cast<std::ptrdiff_t>(std::min(listed + 1, order_.size()));
+  std::partial_sort(order_.begin(), order_.begin() + ranked, order_.end(), before);
+  if (listed < order_.size()) {
+    fused_.outside = fused_.logprobs[static_cast<std::size_t>(order_[listed])];
+  }
+  const std::int32_t last = order_[listed - 1];
+  order_.resize(listed);
+  for (const std::int32_t symbol : forced) {
+    const bool possible = fused_.logprobs[static_cast<std::size_t>(symbol)] != -kInf;
+    if (possible && before(last, symbol)) order_.push_back(symbol);
+  }
+  std::sort(order_.begin() + static_cast<std::ptrdiff_t>(listed), order_.end(), before);
+  order_.erase(std::unique(order_.begin(), order_.end()), order_.end());
+  report();
+  return sorted_;
+}
+
+// Fills fused_ with all symbols, in their order.
+void Pool::score_all() {
+  const auto size = static_cast<std::size_t>(alignment_->size());
+  fused_.symbols.resize(size);
   std::iota(fused_.symbols.begin(), fused_.symbols.end(), 0);
-  fused_.member_logprobs.resize(members_.size() * out.size());
+  fused_.member_logprobs.resize(members_.size() * size);
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    members_[m].bound = -std::numeric_limits<float>::infinity();
+    members_[m].bound = -kInf;
     gather_all(m);
   }
   combine();
-  std::copy(fused_.logprobs.begin(), fused_.logprobs.end(), out.begin());
 }
 
 // As `gather` of all symbols, but in the order of the tokens.
@@ -47,8 +84,7 @@ void Pool::gather_all(std::size_t m) {
     return;
   }
   const Vocab& vocab = alignment_->vocab(m);
-  member.dense.assign(static_cast<std::size_t>(vocab.size()),
-                      -std::numeric_limits<float>::infinity());
+  member.dense.assign(static_cast<std::size_t>(vocab.size()), -kInf);
   for (const IdRange span : vocab.spans()) {
     for (std::int32_t id = span.begin; id < span.end; ++id) {
       member.dense[static_cast<std::size_t>(id)] =
@@ -58,7 +94,7 @@ void Pool::gather_all(std::size_t m) {
   for (const std::int32_t shared : vocab.shared()) {
     member.dense[static_cast<std::size_t>(shared)] = token_logprob(member, vocab, shared);
     for (std::int32_t id = vocab.next_same(shared); id != kNone; id = vocab.next_same(id)) {
-      member.dense[static_cast<std::size_t>(id)] = -std::numeric_limits<float>::infinity();
+      member.dense[static_cast<std::size_t>(id)] = -kInf;
     }
   }
   if (alignment_->identical()) {
@@ -68,8 +104,8 @@ void Pool::gather_all(std::size_t m) {
   const auto to_token = alignment_->to_token(m);
   for (std::size_t s = 0; s < n; ++s) {
     const std::int32_t token = to_token[s];
-    out[s] = token == kNone ? -std::numeric_limits<float>::infinity()
-                            : member.dense[static_cast<std::size_t>(token)];
+    const float said = member.dense[static_cast<std::size_t>(std::max(token, 0))];
+    out[s] = token == kNone ? -kInf : said;  // no branch: nobody could predict it
   }
 }
 

@@ -255,7 +255,12 @@ TEST_CASE("on random steps") {
       Row dense(static_cast<std::size_t>(alignment->size()));
       pool.dense(dense);
       CHECK(sum_of(dense) == doctest::Approx(1.0).epsilon(1e-6));
-      const Fused& some = pool.candidates(static_cast<std::int32_t>(1 + random() % 20));
+      const auto n = static_cast<std::int32_t>(1 + random() % 20);
+      const Fused whole = pool.whole(n, Ids{all.symbols.back()});
+      CHECK(whole.logprobs[0] == doctest::Approx(all.logprobs[0]).epsilon(1e-6));
+      CHECK(std::is_sorted(whole.logprobs.rbegin(), whole.logprobs.rend()));
+      CHECK(logprob_of(whole, all.symbols.back()) > -kInf);
+      const Fused& some = pool.candidates(n);
       CHECK(std::is_sorted(some.logprobs.rbegin(), some.logprobs.rend()));
       if (kind == PoolKind::linear) {
         for (std::size_t k = 0; k < all.size(); ++k) {
@@ -285,12 +290,14 @@ TEST_CASE("same bits on every instruction set") {
     std::vector<Fused> fused;
     std::vector<Row> dense;
     std::vector<Ids> drawn;
+    std::vector<Fused> whole;
     support::on_every_isa([&](std::string_view) {
       OwningPool pool(alignment, {kind});
       pool.read(rows, {1, 2});
       fused.push_back(pool.candidates(40));
       dense.emplace_back(static_cast<std::size_t>(alignment->size()));
       pool.dense(dense.back());
+      whole.push_back(pool.whole(40));
       drawn.emplace_back();
       for (int k = 0; k < 200; ++k) drawn.back().push_back(pool.draw(k / 200.0));
     });
@@ -301,6 +308,8 @@ TEST_CASE("same bits on every instruction set") {
       CHECK(fused[i].outside == fused[0].outside);
       CHECK(dense[i] == dense[0]);
       CHECK(drawn[i] == drawn[0]);
+      CHECK(whole[i].symbols == whole[0].symbols);
+      CHECK(whole[i].logprobs == whole[0].logprobs);
     }
   }
 }
@@ -352,6 +361,7 @@ TEST_CASE("after the first steps nothing is allocated") {
         symbol = fused.symbols[0];
         (void)pool.score(symbol);
         pool.dense(dense);
+        (void)pool.whole(20, forced);
         (void)logitfuse::boundary_probability(*vocabs[0], step[0], 0);
       }
     };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import reference
 from bigram_members import CAREFUL, BigramMember, make_bigram
 from lockstep import GREEDY, NAMES, PAIRS, PROMPT, PURE, TRIPLE, Load, answer, oracle_vocab, request
 from logitfuse import _core
-from logitfuse.errors import ContextLengthError, PromptError
+from logitfuse.errors import ContextLengthError, FusionError, PromptError
 from logitfuse.gates import make_solo
 from logitfuse.member import Member
+from logitfuse.pooling import POOLS, PoolOptions
 from logitfuse.scoring import score_reply
 from logitfuse.strategies.bytes import Bytes
 from logitfuse.strategies.engine import Engine
@@ -83,6 +85,29 @@ class TestTokens:
         assert b"".join(step.unit for step in score.steps) == TEXT.encode()
         assert -math.inf < score.nats < 0
         assert score.nats == math.fsum(step.logprob for step in score.steps)
+
+    @pytest.mark.parametrize("pool", POOLS)
+    @pytest.mark.parametrize("union_top", [0, 10])
+    def test_steps_are_what_the_pool_says_of_all_symbols(self, make, pool, union_top):
+        weights = [1.0, 0.5]
+        options = PoolOptions(pool, plausibility=1e-30, union_top=union_top)
+        fuse = make(Fuse, "gpt2", "llama-spm", pool=options, weights=weights)
+        wanted = replace(request(), top_logprobs=3)
+        for step in fuse.score(wanted, ASCII):
+            listed = fuse._pool.candidates(_core.ALL, [step.symbol])
+            logprobs = dict(zip(listed.symbols.tolist(), listed.logprobs.tolist(), strict=True))
+            assert step.logprob == pytest.approx(logprobs[step.symbol], abs=1e-5)
+            spelled = ((fuse.alignment.symbol_bytes(s), p) for s, p in logprobs.items())
+            whole = [(unit, p) for unit, p in spelled if _core.continues_utf8(b"", unit)]
+            assert [unit for unit, _ in step.top] == [unit for unit, _ in whole[:3]]
+            best = [p for _, p in whole[:3]]
+            assert [p for _, p in step.top] == pytest.approx(best, abs=1e-5)
+
+    def test_a_text_that_the_pool_rules_out(self, make):
+        options = PoolOptions("contrast", plausibility=1.0)
+        fuse = make(Fuse, "gpt2", "llama-spm", pool=options, weights=[1, -0.5])
+        with pytest.raises(FusionError, match="contrast pool gives the text no probability at b'"):
+            score_reply(fuse, request(), TEXT)
 
     @pytest.mark.parametrize("names", [("smol",), ("gpt2", "llama-spm")], ids="+".join)
     def test_what_was_drawn_is_scored_as_it_was(self, steady, names):

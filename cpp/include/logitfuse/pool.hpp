@@ -103,8 +103,13 @@ class Pool {
   /// left out.  Throws FusionError when none is left (members that exclude each other).
   const Fused& candidates(std::int32_t top, std::span<const std::int32_t> forced = {});
 
-  /// One symbol as every member and the pool see it (linear pool only: the other ones' normaliser
-  /// needs the candidates).  Result as `Fused` with one entry.
+  /// The `n` best symbols and the `forced` ones, normalised over all symbols (where the pool is
+  /// adapted: all its candidates).  Costs as much as `dense`, and sorts no more than it lists.
+  /// Throws FusionError: as `candidates`.
+  const Fused& whole(std::int32_t n, std::span<const std::int32_t> forced = {});
+
+  /// One symbol as every member and the pool see it (linear pool only: the other ones'
+  /// normaliser needs the candidates, see `whole`).  Result as `Fused` with one entry.
   const Fused& score(std::int32_t symbol);
 
   /// The whole union row: out[symbol] in nats, [alignment.size()]; -inf for symbols that cannot be
@@ -154,23 +159,23 @@ class Pool {
   std::size_t base() const;
   bool adapted() const { return options_.union_top > 0 || pivot_ != kNone || projects_; }
   bool fills() const { return options_.union_top > 0 || formula_.missing() != Missing::zero; }
-  // Whether member m has a token for candidate k.
-  bool has(std::size_t m, std::size_t k) const {
-    if (options_.union_top > 0) return spelled_[m * fused_.size() + k] != kNone;
-    return alignment_->twin(m, fused_.symbols[k]) != kNone;
-  }
   void add_targets(std::size_t m);
   void add_projected(std::size_t m);
   std::int32_t longest_prefix(std::size_t m, std::int32_t symbol) const;
   void back_off();
   void share(std::size_t m);
   double mean_of_others(std::size_t m, std::size_t k) const;
+  bool is_before(std::int32_t a, std::int32_t b) const;
+  void order_possible();
   void sort();
+  void report();
   float logprob(std::size_t m, std::int32_t symbol) const;
   static std::int32_t token_at(const Member& member, double mass);
   static double log_probability(const Member& member, float logit);
   float token_logprob(const Member& member, const Vocab& vocab, std::int32_t token) const;
   void add_candidate(std::int32_t symbol);
+  void check_symbols(std::span<const std::int32_t> symbols) const;
+  void score_all();
   void gather_all(std::size_t m);
   void dense_linear(std::span<float> out);
   void dense_member(std::size_t m);
@@ -189,7 +194,7 @@ class Pool {
   std::vector<double> mass_;           // [candidates] scratch
   std::vector<std::int32_t> spelled_;  // [members, candidates]: twin or longest prefix, or kNone
   std::vector<float> filled_;          // [members, candidates]: as the formula wants it
-  std::vector<char> known_;            // [candidates]: some present member gives it a probability
+  std::vector<float> known_;           // [candidates]: the most that a present member says of it
   std::vector<Vote> votes_;            // of the members present
   std::vector<float> bounds_;          // of the members present
   std::vector<std::int32_t> order_;

@@ -150,7 +150,13 @@ class TokenEngine(Engine):
         symbol = self._next_symbol(left, votes)
         wider = replace(request, top_logprobs=request.top_logprobs + _UNFIT)
         fused = self._list(symbol, wider.top_logprobs)
-        index = int(np.flatnonzero(fused.symbols == symbol)[0])
+        found = np.flatnonzero(fused.symbols == symbol)
+        if len(found) == 0:
+            unit = self.alignment.symbol_bytes(symbol)
+            raise FusionError(
+                f"the {self.pool.kind} pool gives the text no probability at {unit!r}"
+            )
+        index = int(found[0])
         alone = sum(vote != 0 for vote in votes) == 1
         step = self._make_step(fused, index, "led" if alone else "fused", wider)
         top = [(unit, logprob) for unit, logprob in step.top if reply.accepts(unit)]
@@ -185,7 +191,9 @@ class TokenEngine(Engine):
 
     def _list(self, symbol: int, wanted: int) -> _core.Fused:
         """A symbol and the best ones of the pool, normalised over all symbols."""
-        for top in (_PROJECTED,) if self._projects else _DEPTHS if self._linear else (_core.ALL,):
+        if not (self._linear or self._projects):
+            return self._pool.whole(wanted, [symbol])
+        for top in (_PROJECTED,) if self._projects else _DEPTHS:
             fused = self._pool.candidates(top, [symbol])
             if self._projects:
                 fused.close()
