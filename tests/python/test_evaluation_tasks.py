@@ -369,11 +369,7 @@ class TestExact:
     def test_every_question_and_sample_has_a_seed(self) -> None:
         task = ExactTask([SUM], sampling=SamplingParams(temperature=0.5, seed=1))
         other = Exact("s2", "sums", "What is 3 + 3?", "6", "number")
-        seeds = {
-            task._sampling(item, sample).seed
-            for item in (SUM, other)
-            for sample in range(3)
-        }
+        seeds = {task._sampling(item, sample).seed for item in (SUM, other) for sample in range(3)}
         assert len(seeds) == 6
         renamed = Exact("another id", "g", SUM.question, "4", "number")
         assert task._sampling(SUM, 1) == task._sampling(renamed, 1)
