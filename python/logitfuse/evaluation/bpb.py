@@ -63,7 +63,9 @@ def windows(
     begin = 0
     while begin < len(text):
         end = _whole(text, window if not begin else begin + stride, begin)
-        first = _whole(text, max(0, end - window), -1) if begin else 0
+        # The least is kept where a character is longer than the stride.
+        first = max(0, min(end, begin + stride) - window)
+        first = _whole(text, first, -1) if begin else 0
         yield Window(f"{name}:{begin}", name, text[first:begin], text[begin:end])
         begin = end
 

@@ -1,0 +1,464 @@
+"""Questions and texts put to real models: every figure against the engine, and laws."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lockstep import Load
+from logitfuse.config import FuseConfig
+from logitfuse.errors import ConfigError, FusionError
+from logitfuse.evaluation.bpb import WEIGHTS, Beliefs, BpbTask, Window, weight_curves, windows
+from logitfuse.evaluation.choice import ChoiceTask
+from logitfuse.evaluation.contenders import Contender, contenders, name_apart
+from logitfuse.evaluation.exact import ExactTask
+from logitfuse.evaluation.prompts import LETTERED, Asking
+from logitfuse.evaluation.questions import Choice, Exact
+from logitfuse.evaluation.table import Outcome
+from logitfuse.evaluation.texts import read_texts
+from logitfuse.evaluation.trace import trace
+from logitfuse.llama import LlamaContext
+from logitfuse.member import Member
+from logitfuse.sampling import SamplingParams
+from logitfuse.scoring import score_reply, score_text
+from logitfuse.strategies.base import Request, Step
+from logitfuse.strategies.bytes import Bytes
+from logitfuse.strategies.engine import Engine
+from logitfuse.strategies.fuse import Fuse
+from logitfuse.weights import Given
+
+CITY = Choice("q1", "cities", "Where is the fox?", ("in Lyon", "Paris", "the big city of Rome"), 1)
+SUM = Exact("s1", "sums", "What is 2 + 2?", "4", "number")
+PROSE = "The naïve fox sat — 7 dogs came. 你好 🤖!\n" * 4
+
+Put = Callable[..., Contender]
+
+
+@pytest.fixture
+def put(load: Load, load_branching: Load) -> Put:
+    """Makes a contender of tiny members."""
+
+    def made(strategy: type[Engine], *names: str, **options: Any) -> Contender:
+        loaded = load_branching if strategy is Bytes else load
+        engine = strategy([loaded(name) for name in names], **options)
+        return Contender("it", "ensemble" if len(names) > 1 else "member", engine, {})
+
+    return made
+
+
+class TestWindows:
+    @given(st.text(max_size=60), st.integers(1, 40), st.data())
+    def test_every_byte_is_scored_once(self, text: str, window: int, data: st.DataObject) -> None:
+        stride = data.draw(st.integers(1, window))
+        raw = text.encode()
+        cut = list(windows("t", raw, window=window, stride=stride))
+        assert b"".join(piece.text for piece in cut) == raw
+        at = 0
+        for piece in cut:
+            piece.text.decode()  # characters are whole
+            piece.before.decode()
+            assert piece.text
+            assert piece.id == f"t:{at}"
+            assert raw[:at].endswith(piece.before)
+            assert len(piece.before) >= min(at, window - stride)
+            at += len(piece.text)
+            longest = max(4, window if piece is cut[0] else stride)
+            assert len(piece.text) <= longest
+            assert len(piece.before) + len(piece.text) <= window + 6  # two broken characters
+
+    def test_lengths(self) -> None:
+        cut = list(windows("t", b"x" * 100, window=40, stride=10))
+        assert [len(piece.text) for piece in cut] == [40] + [10] * 6
+        assert [len(piece.before) for piece in cut] == [0] + [30] * 6
+
+    @pytest.mark.parametrize("stride", [0, 41, -1])
+    def test_a_stride_outside_the_window(self, stride: int) -> None:
+        with pytest.raises(ConfigError, match="from 1 to the window, 40 bytes"):
+            list(windows("t", b"x", window=40, stride=stride))
+
+
+class TestTexts:
+    def test_folders(self, tmp_path: Path) -> None:
+        for name, content in {
+            "a.txt": b"one",
+            "sub/b.MD": b"two",
+            "sub/.hidden.txt": b"no",
+            ".git/c.txt": b"no",
+            "old.eval/report.html": b"no",
+            "image.png": b"\x89PNG",
+            "sub/binary.txt": b"\xff\xfe\x00",
+            "sub/__init__.py": b"",
+        }.items():
+            file = tmp_path / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content)
+        texts, skipped = read_texts([tmp_path])
+        assert texts == {"a.txt": b"one", "sub/b.MD": b"two"}
+        assert [Path(name).name for name in skipped] == ["__init__.py", "binary.txt"]
+
+    def test_equal_names(self, tmp_path: Path) -> None:
+        for folder in "xy":
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "a.txt").write_text(folder)
+        x, y = tmp_path / "x", tmp_path / "y"
+        by_path = {(x / "a.txt").as_posix(): b"x", (y / "a.txt").as_posix(): b"y"}
+        assert read_texts([x, y]).texts == by_path
+        assert read_texts([x / "a.txt", y / "a.txt"]).texts == by_path
+        assert read_texts([x / "a.txt", x, x / "a.txt"]).texts == {"a.txt": b"x"}
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").touch()
+        (tmp_path / "b.txt").write_bytes(b"ok \xe9")
+        for path, said in (("a.txt", "is empty"), ("b.txt", r"UTF-8 \(byte 3\)"), ("c", "No such")):
+            with pytest.raises(ConfigError, match=said):
+                read_texts([tmp_path / path])
+        with pytest.raises(ConfigError, match="holds no text"):
+            read_texts([tmp_path])
+
+
+class TestBpb:
+    @pytest.mark.parametrize("strategy", [Fuse, Bytes])
+    def test_bits_are_those_of_the_engine(self, put: Put, strategy: type[Engine]) -> None:
+        who = put(strategy, "gpt2", "llama-spm")
+        pieces = list(windows("t", PROSE.encode(), window=80, stride=40))
+        task = BpbTask(pieces)
+        for piece in pieces[:3]:
+            found = task.put(piece, who)
+            score = score_reply(who.engine, Request(piece.before), piece.text)
+            assert found.scores["bytes"] == len(piece.text)
+            assert found.scores["bits"] == pytest.approx(-score.nats / math.log(2), rel=1e-4)
+
+    def test_a_member_by_tokens_is_what_llama_cpp_says(self, put: Put, load: Load) -> None:
+        """But for twins and control tokens, which have next to no share in a trained model."""
+        found = BpbTask(()).put(Window("t:0", "t", b"", PROSE.encode()), put(Fuse, "gemma3"))
+        direct = score_text(load("gemma3", 1), PROSE)
+        assert found.scores["bytes"] == direct.n_bytes
+        assert found.scores["bits"] == pytest.approx(direct.bits, rel=0.05)
+
+    def test_windows_add_up(self, put: Put) -> None:
+        """With all of the text before each, the bits are those of the whole."""
+        who = put(Bytes, "smol")
+        raw = b"The fox and the dog. " * 5
+        whole = BpbTask(()).put(Window("t:0", "t", b"", raw), who).scores["bits"]
+        cut = list(windows("t", raw, window=len(raw) - 1, stride=30))
+        assert len(cut) == 2
+        parts = [BpbTask(()).put(piece, who).scores["bits"] for piece in cut]
+        assert sum(parts) == pytest.approx(whole, rel=0.02)
+
+    @pytest.mark.parametrize("strategy", [Fuse, Bytes])
+    def test_curves(self, put: Put, strategy: type[Engine]) -> None:
+        """At weight 1 a member's own bits, at its own weight the linear pool of units."""
+        weights = [0.3, 0.7]
+        names = ("gpt2", "llama-spm")
+        options: dict[str, Any] = {"weights": weights}
+        if strategy is Bytes:
+            options |= {"weigher": Given(weights), "per": "unit"}
+        else:
+            options |= {"gate": "always"}
+        who = put(strategy, *names, **options)
+        piece = Window("t:0", "t", b"", PROSE.encode())
+        found = BpbTask(()).put(piece, who)
+        steps = score_reply(who.engine, Request(b""), piece.text).steps
+        curves = found.data["curves"]
+        for i, curve in enumerate(curves):
+            own = -math.fsum(step.member_logprobs[i] for step in steps) / math.log(2)
+            if math.isfinite(own):
+                assert curve[-1] == pytest.approx(own, rel=1e-4)
+            assert curve[0] == (curves[1 - i][-1] and pytest.approx(curves[1 - i][-1]))
+            at = WEIGHTS.index(round(who.engine.weights[i], 2))
+            assert curve[at] == pytest.approx(found.scores["bits"], rel=0.02)
+
+    def test_curves_by_hand(self) -> None:
+        def step(*logprobs: float) -> Step:
+            return Step(0, b"xy", 0.0, logprobs, (b"xy",) * len(logprobs), "fused")
+
+        steps = [
+            step(math.log(0.5), math.log(0.25), math.nan),
+            step(math.nan, math.log(0.5), math.log(0.25)),
+            step(math.nan, math.nan, math.log(0.5)),
+            step(-math.inf, math.log(0.125), math.nan),
+        ]
+        first, _, last = Beliefs(steps).curves([0.5, 0.5, 0.0])[:3]
+        assert last is None  # it has no weight
+        assert first is not None
+        assert first[0] == pytest.approx(2 + 1 + 1 + 3)
+        half = WEIGHTS.index(0.5)
+        assert first[half] == pytest.approx(-math.log2(0.375) + 1 + 1 - math.log2(0.0625))
+        assert first[-1] is None  # the first member alone cannot say the last unit
+        assert Beliefs(steps).curves([1.0, 0.0, 0.0]) == [None] * 3
+        rows = [
+            Outcome(
+                *("k", "bpb", "t", "t", "ensemble"),
+                scores={"bits": 1.0, "bytes": 8.0},
+                data={"curves": Beliefs(steps).curves([0.5, 0.5, 0.0])},
+            )
+        ]
+        one, two = weight_curves(rows, "ensemble", ("a", "b", "c"))
+        assert (one.member, two.member) == ("a", "b")
+        assert one.weights == WEIGHTS[:-1]
+        assert one.bits[0].mean == pytest.approx(7 / 8)
+        assert weight_curves(rows, "nobody", ("a", "b", "c")) == ()
+
+    def test_no_probability_is_a_failure(self, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+        who = put(Fuse, "smol")
+        said = who.engine._said
+
+        def never(*arguments: Any) -> Step:
+            return replace(said(*arguments), logprob=-math.inf)
+
+        monkeypatch.setattr(who.engine, "_said", never)
+        with pytest.raises(FusionError, match="no probability at all"):
+            BpbTask(()).put(Window("t:0", "t", b"", b"fox"), who)
+
+
+class TestChoice:
+    @pytest.mark.parametrize("strategy", [Fuse, Bytes])
+    def test_full(self, put: Put, strategy: type[Engine]) -> None:
+        who = put(strategy, "gpt2", "llama-spm")
+        found = ChoiceTask([CITY]).put(CITY, who)
+        prompt = "Question: Where is the fox?\nAnswer:"
+        nats = [score_reply(who.engine, Request(prompt), f" {o}").nats for o in CITY.options]
+        assert found.data["nats"] == pytest.approx(nats, abs=1e-3)
+        assert found.data["bytes"] == [7, 5, 20]
+        best = int(np.argmax(np.array(nats) / [7, 5, 20]))
+        assert found.scores == {"per_byte": best == 1, "plain": int(np.argmax(nats)) == 1}
+        assert found.data["said"] == CITY.options[best]
+        assert found.data["expected"] == "Paris"
+        assert found.data["question"].splitlines()[1:] == [
+            *("A. in Lyon", "B. Paris", "C. the big city of Rome")
+        ]
+
+    def test_letters(self, put: Put) -> None:
+        who = put(Fuse, "smol", "gemma3")
+        task = ChoiceTask([CITY], "both")
+        assert task.metrics == ("per_byte", "plain", "letter")
+        found = task.put(CITY, who)
+        prompt = LETTERED.format(
+            question=CITY.question, options="A. in Lyon\nB. Paris\nC. the big city of Rome"
+        )
+        nats = [score_reply(who.engine, Request(prompt), f" {letter}").nats for letter in "ABC"]
+        assert found.data["letter_nats"] == pytest.approx(nats, abs=1e-3)
+        assert found.scores["letter"] == (int(np.argmax(nats)) == 1)
+        alone = ChoiceTask([CITY], "letter").put(CITY, who)
+        assert set(alone.scores) == {"letter"}
+        assert alone.data["said"].split(". ")[1] in CITY.options
+
+    @pytest.mark.parametrize(
+        ("strategy", "names"),
+        [
+            (Fuse, ("smol",)),
+            (Fuse, ("gpt2", "llama-spm")),
+            (Fuse, ("mamba", "lfm2")),
+            (Bytes, ("gemma3",)),
+            (Bytes, ("gpt2", "llama-spm")),
+            (Bytes, ("mamba",)),
+        ],
+        ids=str,
+    )
+    def test_the_order_of_options_changes_nothing(
+        self, put: Put, strategy: type[Engine], names: Sequence[str]
+    ) -> None:
+        """To the last bit, though a long prompt gives other bits than the end of it alone."""
+        question = "Where is the fox, and what does it do there? " * 12
+        options = ("Paris", "Lyon", "Paris and Rome", "L", "a city that is far away")
+        found = {}
+        for order in list(permutations(options))[::23]:
+            item = Choice("q", "g", question, order, 0)
+            who = put(strategy, *names)
+            with who.measured():
+                nats = ChoiceTask([item]).put(item, who).data["nats"]
+            found[tuple(dict(zip(order, nats, strict=True))[option] for option in options)] = order
+        assert len(found) == 1
+
+    def test_chats(self, put: Put) -> None:
+        who = put(Fuse, "smol")
+        asking = Asking("{question}", chat=True, system="Be brief.", examples=[("1?", "one")])
+        found = ChoiceTask([CITY], full=asking).put(CITY, who)
+        messages = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "1?"},
+            {"role": "assistant", "content": "one"},
+            {"role": "user", "content": CITY.question},
+        ]
+        nats = [score_reply(who.engine, Request(messages), o).nats for o in CITY.options]
+        assert found.data["nats"] == pytest.approx(nats, abs=1e-3)
+
+    def test_shots_stand_before_the_question(self) -> None:
+        asking = Asking("Q: {question}\nA:", examples=[("Q: 1?\nA:", "one")])
+        filled = asking.fill("2?")
+        assert asking.prompt(filled) + asking.reply("two") == "Q: 1?\nA: one\n\nQ: 2?\nA: two"
+
+    @pytest.mark.parametrize(
+        "pair", [("é", "e"), ("🤖", "?"), ('"', "'"), ("-1", "1e9"), (" ", "x")]
+    )
+    def test_odd_options(self, put: Put, pair: tuple[str, str]) -> None:
+        item = Choice("q", "g", "?", pair, 0)
+        found = ChoiceTask([item]).put(item, put(Bytes, "llama-spm"))
+        assert np.isfinite(found.data["nats"]).all()
+
+    def test_more_options_than_letters(self, put: Put) -> None:
+        many = Choice("q", "g", "Which?", tuple(f"no. {k}" for k in range(27)), 26)
+        with pytest.raises(ConfigError, match=r"27 options.*--mode full"):
+            ChoiceTask([many], "letter")
+        found = ChoiceTask([many]).put(many, put(Fuse, "smol"))
+        assert found.data["question"].endswith("27. no. 26")
+
+    def test_no_option_has_a_probability(self, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+        who = put(Fuse, "smol")
+        monkeypatch.setattr(
+            "logitfuse.scoring.score_reply",
+            lambda *_: type("Score", (), {"nats": -math.inf}),
+        )
+        with pytest.raises(FusionError, match="no option"):
+            ChoiceTask([CITY]).put(CITY, who)
+
+
+class TestTemplates:
+    @pytest.mark.parametrize(
+        ("template", "said"),
+        [
+            ("no field", "needs {question}"),
+            ("{question} {answer}", "field {answer}"),
+            ("{question", "broken"),
+            ("{question} {", "broken"),
+            ("{question:d}", "broken"),
+            ("{question:{width}}", "broken"),
+            ("{question!x}", "broken"),
+            ("{question.__class__}", "field {question.__class__}"),
+            ("{} {question}", "field {}"),
+        ],
+    )
+    def test_refusals(self, template: str, said: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            Asking(template)
+        assert said in str(error.value)
+
+    def test_braces_of_questions_are_only_braces(self) -> None:
+        assert Asking("{{{question}}}").fill("{x} {0}") == "{{x} {0}}"
+
+
+class TestExact:
+    def test_an_answer(self, put: Put) -> None:
+        who = put(Fuse, "gpt2", "llama-spm")
+        task = ExactTask([SUM], max_tokens=12)
+        found = task.put(SUM, who)
+        prompt = "Question: What is 2 + 2?\nAnswer:"
+        request = Request(prompt, SamplingParams(temperature=0), 12, task.stop)
+        text = "".join(chunk.text for chunk in who.engine.stream(request)).strip()
+        assert found.data["said"] == text
+        assert found.data["gold"] == "4"
+        assert found.scores["right"] == float(found.data["parsed"] == "4")
+        assert task.put(SUM, who) == found
+
+    def test_what_cannot_be_read_is_wrong(self, put: Put) -> None:
+        who = put(Fuse, "smol")
+        item = Exact("x", "g", "True?", "yes", "bool")
+        task = ExactTask([item], sampling=SamplingParams(temperature=0), max_tokens=1, stop=("",))
+        found = task.put(item, who)
+        assert (found.data["parsed"], found.scores["right"]) == (None, 0.0)
+
+    def test_every_question_and_sample_has_a_seed(self) -> None:
+        task = ExactTask([SUM], sampling=SamplingParams(temperature=0.5, seed=1))
+        other = Exact("s2", "sums", "What is 3 + 3?", "6", "number")
+        seeds = {task._sampling(item, sample).seed for item in (SUM, other) for sample in range(3)}
+        assert len(seeds) == 6
+        renamed = Exact("another id", "g", SUM.question, "4", "number")
+        assert task._sampling(SUM, 1) == task._sampling(renamed, 1)
+        greedy = ExactTask([SUM])
+        assert greedy._sampling(SUM, 0).temperature == 0
+        assert greedy._sampling(SUM, 2).temperature == 0.7
+
+    def test_samples_differ(self, put: Put) -> None:
+        who = put(Fuse, "smol")
+        task = ExactTask([SUM], max_tokens=8)
+        said = [task.put(SUM, who, sample=k).data["said"] for k in (1, 2, 3)]
+        assert len(set(said)) > 1
+        assert task.put(SUM, who, sample=2).data["said"] == said[1]
+
+
+class TestContenders:
+    @staticmethod
+    def config(paths: Sequence[Path], **parts: Any) -> FuseConfig:
+        return FuseConfig(member=[{"model": path} for path in paths], **parts)
+
+    def test_members_alone_have_the_threads_of_all(
+        self, tiny_models: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Engine, "threads_alone", None)
+        monkeypatch.setattr("logitfuse.evaluation.contenders.cores", lambda: 3)
+        members = [
+            Member(tiny_models[name], n_threads=n)
+            for name, n in (("gpt2", 1), ("smol", 2), ("qwen2", 1))
+        ]
+        ensemble = Fuse(members, weights=[1, 1, 0])
+        config = self.config([m.model.path for m in members])
+        found = contenders(config, ensemble)
+        assert [one.name for one in found] == ["gpt2", "smol", "ensemble"]
+        assert [one.engine.threads_alone for one in found] == [3, 3, None]
+        used: list[int] = []
+        monkeypatch.setattr(LlamaContext, "set_threads", lambda _, n: used.append(n))
+        with found[1].measured() as cost:
+            score_reply(found[1].engine, Request("a"), " fox")
+        assert set(used[::2]) == {3}
+        assert set(used[1::2]) == {2}  # as before
+        assert set(cost.tokens) == {"smol"}
+        ensemble.close()
+
+    def test_costs_are_those_of_empty_caches(self, put: Put) -> None:
+        who = put(Fuse, "gpt2", "smol")
+        costs = []
+        for _ in range(2):
+            with who.measured() as cost:
+                score_reply(who.engine, Request("Once upon a time"), " there")
+            costs.append(cost.tokens)
+        assert costs[0] == costs[1]
+        for name, n in costs[0].items():
+            member = next(m for m in who.engine.members if m.name == name)
+            assert n >= len(member.tokenize_prompt("Once upon a time"))
+        assert cost.seconds > 0
+
+    def test_names_apart(self, load: Load) -> None:
+        members = [load("smol", k) for k in range(4)]
+        before = [member.name for member in members]
+        for member, name in zip(members, ("a", "a", "ensemble", "a (2)"), strict=True):
+            member.name = name
+        name_apart(members)
+        assert [m.name for m in members] == ["a", "a (2)", "ensemble (2)", "a (2) (2)"]
+        for member, name in zip(members, before, strict=True):
+            member.name = name
+
+    def test_prefix_mass_members_read_alike(self, load: Load) -> None:
+        """They have no branches, which all tokenisations would need."""
+        members = [load("gpt2"), load("llama-spm")]
+        engine = Bytes(members, tokenisations="canonical")
+        config = self.config([m.model.path for m in members], alignment="prefix-mass")
+        piece = Window("t:0", "t", b"", b"The fox.")
+        for who in contenders(config, engine, exact=True):
+            assert BpbTask(()).put(piece, who).scores["bits"] > 0
+
+
+class TestTrace:
+    @pytest.mark.parametrize("given_text", [None, " there was a naïve 🤖"])
+    @pytest.mark.parametrize("strategy", [Fuse, Bytes])
+    def test_figures(self, put: Put, strategy: type[Engine], given_text: str | None) -> None:
+        who = put(strategy, "gpt2", "llama-spm")
+        traced = trace(who.engine, Request("Once", SamplingParams(temperature=0), 12), given_text)
+        json.dumps(traced, allow_nan=False)
+        joined = b"".join(bytes(step["bytes"]) for step in traced["steps"])
+        assert joined.startswith(traced["text"].encode()[:4])
+        if given_text is not None:
+            assert traced["text"].encode() == joined == given_text.encode()
+            nats = score_reply(who.engine, Request("Once"), given_text).nats
+            bits = traced["summary"]["bits_per_byte"] * len(joined)
+            assert bits == pytest.approx(-nats / math.log(2), abs=1e-2)
+        shares = [traced["summary"][f"{d}_share"] for d in ("fused", "agree", "certain", "led")]
+        assert sum(shares) == pytest.approx(1)
