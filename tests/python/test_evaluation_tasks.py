@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lockstep import Load
 from logitfuse.config import FuseConfig
 from logitfuse.errors import ConfigError, FusionError
-from logitfuse.evaluation.bpb import WEIGHTS, Beliefs, BpbTask, Window, weight_curves, windows
+from logitfuse.evaluation.beliefs import BLOCK, WEIGHTS, Beliefs, by_block, weight_curves
+from logitfuse.evaluation.bpb import BpbTask, Window, windows
 from logitfuse.evaluation.choice import ChoiceTask
 from logitfuse.evaluation.contenders import Contender, contenders, name_apart
 from logitfuse.evaluation.exact import ExactTask
@@ -168,7 +169,10 @@ class TestBpb:
         piece = Window("t:0", "t", b"", PROSE.encode())
         found = BpbTask(()).put(piece, who)
         steps = score_reply(who.engine, Request(b""), piece.text).steps
-        curves = found.data["curves"]
+        curves = [
+            [None if None in blocks else sum(blocks) for blocks in curve]
+            for curve in found.data["curves"]
+        ]
         for i, curve in enumerate(curves):
             own = -math.fsum(step.member_logprobs[i] for step in steps) / math.log(2)
             if math.isfinite(own):
@@ -190,16 +194,20 @@ class TestBpb:
         first, _, last = Beliefs(steps).curves([0.5, 0.5, 0.0])[:3]
         assert last is None  # it has no weight
         assert first is not None
-        assert first[0] == pytest.approx(2 + 1 + 1 + 3)
+        assert first[0] == [pytest.approx(2 + 1 + 1 + 3)]
         half = WEIGHTS.index(0.5)
-        assert first[half] == pytest.approx(-math.log2(0.375) + 1 + 1 - math.log2(0.0625))
-        assert first[-1] is None  # the first member alone cannot say the last unit
+        bits = -math.log2(0.375) + 1 + 1 - math.log2(0.0625)
+        assert first[half] == [pytest.approx(bits, abs=1e-4)]
+        assert first[-1] == [None]  # the first member alone cannot say the last unit
         assert Beliefs(steps).curves([1.0, 0.0, 0.0]) == [None] * 3
         rows = [
             Outcome(
                 *("k", "bpb", "t", "t", "ensemble"),
                 scores={"bits": 1.0, "bytes": 8.0},
-                data={"curves": Beliefs(steps).curves([0.5, 0.5, 0.0])},
+                data={
+                    "blocks": Beliefs(steps).blocks(),
+                    "curves": Beliefs(steps).curves([0.5, 0.5, 0.0]),
+                },
             )
         ]
         one, two = weight_curves(rows, "ensemble", ("a", "b", "c"))
@@ -207,6 +215,38 @@ class TestBpb:
         assert one.weights == WEIGHTS[:-1]
         assert one.bits[0].mean == pytest.approx(7 / 8)
         assert weight_curves(rows, "nobody", ("a", "b", "c")) == ()
+
+    @pytest.mark.parametrize("lengths", [(1,), (255, 1, 3), (300, 100, 400), (1, 2, 3) * 300])
+    def test_blocks(self, lengths: tuple[int, ...]) -> None:
+        """Every byte has its share of the bits of its unit, and of the cost of its window."""
+        steps = [
+            Step(0, b"x" * n, -math.log(2) * n * (k + 1), (0.0,), (b"x",), "fused")
+            for k, n in enumerate(lengths)
+        ]
+        total = sum(lengths)
+        bits = [float(k + 1) for k, n in enumerate(lengths) for _ in range(n)]
+        window = Outcome(
+            *("k", "bpb", "t:0", "t", "ensemble"),
+            scores={"bits": sum(bits), "bytes": float(total)},
+            data={"blocks": Beliefs(steps).blocks()},
+            seconds=8.0,
+            tokens={"a": 101},
+        )
+        rows = by_block([window])
+        assert len(rows) == max(1, total // BLOCK)
+        assert len({row.item for row in rows}) == len({row.key for row in rows}) == len(rows)
+        at = 0
+        for row in rows:
+            n = int(row.scores["bytes"])
+            assert row.scores["bits"] == pytest.approx(sum(bits[at : at + n]), abs=1e-3)
+            assert row.seconds == pytest.approx(8 * n / total)
+            at += n
+        assert at == total
+        assert sum(row.tokens["a"] for row in rows) == 101
+
+    def test_a_window_that_failed_has_no_blocks(self) -> None:
+        failed = Outcome("k", "bpb", "t:0", "t", "ensemble", error="no")
+        assert by_block([failed]) == [failed]
 
     def test_no_probability_is_a_failure(self, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
         who = put(Fuse, "smol")

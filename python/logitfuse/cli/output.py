@@ -124,3 +124,13 @@ def dissent(step: Step, names: Sequence[str]) -> Text:
 def percent(share: float) -> str:
     """A share for people."""
     return f"{100 * share:.1f} %"
+
+
+def some(n: int, what: str) -> str:
+    """A number of things."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of them."""
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
