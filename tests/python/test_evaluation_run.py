@@ -95,6 +95,17 @@ class TestRows:
             assert set(row.scores) == {"per_byte", "plain"}
         assert list(table.rows) == outcomes
 
+    def test_first_forward_passes_do_not_count(
+        self, entered: Loaded, table: OutcomeTable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They read files and start threads; if all is there already, there are none."""
+        warm: list[str] = []
+        monkeypatch.setattr(Contender, "warm_up", lambda self: warm.append(self.name))
+        who = entered()
+        for _ in range(2):
+            finish(table, who)
+            assert warm == [*NAMES, "ensemble"]
+
     def test_a_second_run_does_nothing(self, entered: Loaded, table: OutcomeTable) -> None:
         who = entered()
         first, new = finish(table, who)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -54,6 +54,13 @@ def put(load: Load, load_branching: Load) -> Put:
         return Contender("it", "ensemble" if len(names) > 1 else "member", engine, {})
 
     return made
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[Member]:
+    member = Member(smollm2_path, n_threads=1, n_ctx=512, n_branches=16)
+    yield member
+    member.close()
 
 
 class TestWindows:
@@ -360,6 +367,36 @@ class TestChoice:
         )
         with pytest.raises(FusionError, match="no option"):
             ChoiceTask([CITY]).put(CITY, who)
+
+
+class TestDemoModels:
+    """Trained models, in which control tokens have no share to speak of."""
+
+    ITEM = Choice("q", "g", "What is the capital of France?", ("Lyon", "Paris", "the sea"), 1)
+
+    def test_choices_are_what_llama_cpp_says(self, smollm2: Member) -> None:
+        found = ChoiceTask(()).put(self.ITEM, Contender("it", "member", Fuse([smollm2]), {}))
+        prompt = smollm2.tokenize_prompt("Question: What is the capital of France?\nAnswer:")
+        for option, nats in zip(self.ITEM.options, found.data["nats"], strict=True):
+            own = smollm2.tokenize(f" {option}".encode())
+            smollm2.reset()
+            assert smollm2.context.decode(prompt + own, 0, outputs=len(own) + 1) == 0
+            direct = 0.0
+            for k, token in enumerate(own):
+                row = np.array(smollm2.context.row(len(own) + 1 - k), np.float64)
+                direct += row[token] - np.logaddexp.reduce(row)
+            assert nats == pytest.approx(direct, abs=0.05)
+            smollm2.reset()
+        assert found.scores == {"per_byte": 1.0, "plain": 1.0}
+
+    def test_bits_by_bytes_and_by_tokens(self, smollm2: Member) -> None:
+        """All spellings together are at least as probable as the canonical one, by little."""
+        piece = Window("t:0", "t", b"", b"The harbour lay quiet under the morning fog. " * 3)
+        by_bytes, by_tokens = (
+            BpbTask(()).put(piece, Contender("it", "member", engine, {})).scores["bits"]
+            for engine in (Bytes([smollm2], prune=1e-3), Fuse([smollm2]))
+        )
+        assert 0.9 * by_tokens < by_bytes < by_tokens
 
 
 class TestTemplates:

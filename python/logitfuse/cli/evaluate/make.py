@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from logitfuse.cli import output
+from logitfuse.cli.evaluate.session import save_text
 from logitfuse.cli.options import Flag
 from logitfuse.evaluation.makers import MAKERS
 from logitfuse.evaluation.makers import make as make_questions
@@ -56,8 +57,7 @@ def make(
     if output_file is None:
         output.say(text)
     else:
-        output_file.write_text(text, encoding="utf-8")
-        output.note(f"written: {output_file}")
+        save_text(output_file, text)
 
 
 def _list(json: bool) -> None:

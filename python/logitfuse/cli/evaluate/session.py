@@ -179,6 +179,21 @@ def _right(outcomes: Sequence[Outcome], contender: str) -> float:
     return sum(o.scores.get("right", 0.0) for o in outcomes if o.contender == contender)
 
 
+def save_text(path: Path, text: str) -> None:
+    """Write a file that was asked for, and say so.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write '{path}': {error.strerror}", path=path) from None
+    output.note(f"written: {path}")
+
+
 def write(summary: Summary, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """The summary, the report, and the plots if matplotlib is there."""
     from logitfuse.evaluation.html import report

@@ -55,5 +55,7 @@ def _cost(row: Row) -> tuple[str, str, str, str]:
     assert row.seconds is not None
     tokens = sum(each.mean for each in row.tokens.values())
     speed = "-" if row.tokens_per_s is None else f"{row.tokens_per_s.mean:.1f}"
-    seconds = f"{row.seconds.mean:.2f} ({row.seconds.low:.2f} to {row.seconds.high:.2f})"
+    digits = 2 if row.seconds.mean >= 0.1 else 4
+    mean, low, high = (f"{figure:.{digits}f}" for figure in row.seconds)
+    seconds = f"{mean} ({low} to {high})"
     return row.name, seconds, f"{tokens:.0f}", speed

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from logitfuse.cli import output
+from logitfuse.cli.evaluate.session import save_text
 from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.run import load, read_prompt
 from logitfuse.errors import ConfigError
@@ -82,8 +83,7 @@ def trace(
     if page is not None:
         from logitfuse.evaluation.html import trace_page
 
-        page.write_text(trace_page({**traced, "prompt": text}), encoding="utf-8")
-        output.note(f"written: {page}")
+        save_text(page, trace_page({**traced, "prompt": text}))
     if json:
         output.dump(traced)
     else:
