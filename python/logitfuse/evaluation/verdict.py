@@ -113,7 +113,8 @@ def _on_small_groups(ruler: Ruler) -> Iterator[str]:
 
 def _on_losses(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
     ensemble, chosen = lineup.ensemble.figures, lineup.chosen.figures
-    if ruler.better(ensemble, chosen).high < 0:
+    enough = sum(ruler.record(ensemble, chosen)) >= MIN_ITEMS
+    if enough and ruler.better(ensemble, chosen).high < 0:
         yield f"The ensemble is clearly worse than the {lineup.chosen.name}: do not use it here."
     if len(ruler.groups) < 2:
         return

@@ -150,7 +150,10 @@ class TokenEngine(Engine):
         symbol = self._next_symbol(left, votes)
         wider = replace(request, top_logprobs=request.top_logprobs + _UNFIT)
         fused = self._list(symbol, wider.top_logprobs)
-        index = int(np.flatnonzero(fused.symbols == symbol)[0])
+        listed = np.flatnonzero(fused.symbols == symbol)
+        if not len(listed):  # a contrast leaves out what is not plausible
+            raise FusionError("the pool gives the text no probability at all")
+        index = int(listed[0])
         alone = sum(vote != 0 for vote in votes) == 1
         step = self._make_step(fused, index, "led" if alone else "fused", wider)
         top = [(unit, logprob) for unit, logprob in step.top if reply.accepts(unit)]
