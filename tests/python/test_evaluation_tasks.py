@@ -202,6 +202,8 @@ class TestBpb:
         assert first[half] == pytest.approx(-math.log2(0.375) + 1 + 1 - math.log2(0.0625))
         assert first[-1] is None  # the first member alone cannot say the last unit
         assert Beliefs(steps).curves([1.0, 0.0, 0.0]) == [None] * 3
+        unheard = step(math.nan, math.nan, math.nan)
+        assert Beliefs([unheard]).curves([0.5, 0.5, 0.0])[0] == [None] * len(WEIGHTS)
         rows = [
             Outcome(
                 *("k", "bpb", "t", "t", "ensemble"),

@@ -165,7 +165,7 @@ class Beliefs:
         votes = np.where(there, weights, 0.0)
         votes = np.where(votes.any(axis=1, keepdims=True), votes, there)  # as equals
         p = np.where(there, np.exp(self.table), 0.0)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             return float(-np.log2((votes * p).sum(axis=1) / votes.sum(axis=1)).sum())
 
 
