@@ -255,6 +255,15 @@ class TestFailures:
         assert all("ContextLengthError" in (error or "") for error in reasons.values())
         assert "n_ctx=256" in str(reasons["gpt2"])
 
+    @pytest.mark.parametrize("strategy", ["fuse", "bytes"])
+    def test_a_pool_that_leaves_the_text_out(
+        self, entered: Loaded, table: OutcomeTable, strategy: str
+    ) -> None:
+        parts = {"pool": "contrast", "plausibility": 0.9, "weights": (-0.5, 1.5)}
+        items = list(windows("t", b"Nobody expects this of a random model."))
+        outcomes, _ = finish(table, entered(strategy=strategy, **parts), BpbTask(items))
+        assert [row.error is None for row in outcomes] == [True, True, False]
+
     def test_what_is_never_done_ends_the_run(self, entered: Loaded, table: OutcomeTable) -> None:
         with pytest.raises(ConfigError, match="greedy sampling draws nothing"):
             finish(table, entered(strategy="mix"), ExactTask(SUMS, max_tokens=2))

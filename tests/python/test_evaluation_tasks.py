@@ -207,6 +207,8 @@ class TestBpb:
         assert first[half] == [pytest.approx(bits, abs=1e-4)]
         assert first[-1] == [None]  # the first member alone cannot say the last unit
         assert Beliefs(steps).curves([1.0, 0.0, 0.0]) == [None] * 3
+        unheard = step(math.nan, math.nan, math.nan)
+        assert Beliefs([unheard]).curves([0.5, 0.5, 0.0])[0] == [[None]] * len(WEIGHTS)
         rows = [
             Outcome(
                 *("k", "bpb", "t", "t", "ensemble"),
@@ -524,6 +526,13 @@ class TestContenders:
 
 
 class TestTrace:
+    def test_a_member_that_has_no_say(self, put: Put) -> None:
+        who = put(Fuse, "gpt2", "llama-spm", weights=[1, 0])
+        traced = trace(who.engine, Request("Once"), " upon")
+        assert traced["summary"]["llama-spm_bits_per_byte"] is None
+        assert traced["steps"][0]["members"][1]["logprob"] is None
+        assert traced["summary"]["gpt2_bits_per_byte"] == traced["summary"]["bits_per_byte"] > 0
+
     @pytest.mark.parametrize("given_text", [None, " there was a naïve 🤖"])
     @pytest.mark.parametrize("strategy", [Fuse, Bytes])
     def test_figures(self, put: Put, strategy: type[Engine], given_text: str | None) -> None:
@@ -537,5 +546,6 @@ class TestTrace:
             nats = score_reply(who.engine, Request("Once"), given_text).nats
             bits = traced["summary"]["bits_per_byte"] * len(joined)
             assert bits == pytest.approx(-nats / math.log(2), abs=1e-2)
+        assert all(value is not None for value in traced["summary"].values())
         shares = [traced["summary"][f"{d}_share"] for d in ("fused", "agree", "certain", "led")]
         assert sum(shares) == pytest.approx(1)

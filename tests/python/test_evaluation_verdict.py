@@ -37,6 +37,18 @@ def everybody(n: int, a: float, b: float, ensemble: float) -> list[Outcome]:
     ]
 
 
+def bpb(rows: list[Outcome]) -> Summary:
+    return summarise(
+        rows,
+        task="bpb",
+        title="",
+        metrics=["bits_per_byte"],
+        members=["a", "b"],
+        ensemble="ensemble",
+        lower_is_better=True,
+    )
+
+
 def row(summary: Summary, name: str) -> Row:
     return next(one for one in summary.rows if one.name == name)
 
@@ -78,16 +90,16 @@ class TestEqualValues:
             for k in range(5)
             for name in ("a", "b", "ensemble")
         ]
-        summary = summarise(
-            rows,
-            task="bpb",
-            title="",
-            metrics=["bits_per_byte"],
-            members=["a", "b"],
-            ensemble="ensemble",
-            lower_is_better=True,
-        )
-        assert row(summary, "a").scores["bits_per_byte"] == Interval(0.5, 0.5, 0.5)
+        assert row(bpb(rows), "a").scores["bits_per_byte"] == Interval(0.5, 0.5, 0.5)
+
+    def test_one_window_is_no_proof(self) -> None:
+        rows = [
+            Outcome("k", "bpb", "w", "g", name, {"bits": bits, "bytes": 16.0}, seconds=1.0)
+            for name, bits in (("a", 8.0), ("b", 8.0), ("ensemble", 9.0))
+        ]
+        summary = bpb(rows)
+        assert "Nothing can be said" in summary.verdict
+        assert not any("do not use it" in note for note in summary.notes)
 
 
 class TestVerdict:

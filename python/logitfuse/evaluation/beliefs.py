@@ -67,7 +67,7 @@ class Beliefs:
         votes = np.where(there, weights, 0.0)
         votes = np.where(votes.any(axis=1, keepdims=True), votes, there)  # as equals
         p = np.where(there, np.exp(self._table), 0.0)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(-np.log2((votes * p).sum(axis=1) / votes.sum(axis=1)))
 
     def _by_block(self, bits: Floats) -> list[float | None]:

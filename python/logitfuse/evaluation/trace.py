@@ -48,15 +48,15 @@ def trace(engine: Engine, request: Request, given: str | None = None) -> dict[st
     }
 
 
-def figures(steps: Sequence[Step], names: Sequence[str]) -> dict[str, float]:
+def figures(steps: Sequence[Step], names: Sequence[str]) -> dict[str, float | None]:
     """How often fusion spoke, and for whom; likelihoods in bits per byte.
 
     A member *differs* where it voted and would have said something else; a unit is *new* if no
     voting member would have said it.  Bits are over the steps in which a member gave the unit some
-    probability, per byte of these.
+    probability, per byte of these; None: there are none.
     """
     n = max(1, len(steps))
-    found = {
+    found: dict[str, float | None] = {
         f"{decision}_share": sum(step.decision == decision for step in steps) / n
         for decision in ("fused", "agree", "certain", "led")
     }
@@ -76,10 +76,10 @@ def _is_new(step: Step) -> bool:
     return bool(wishes) and step.unit not in wishes
 
 
-def _bits_per_byte(own: Sequence[tuple[float, int]]) -> float:
+def _bits_per_byte(own: Sequence[tuple[float, int]]) -> float | None:
     known = [(p, n) for p, n in own if math.isfinite(p)]
     n_bytes = sum(n for _, n in known)
-    return -math.fsum(p for p, _ in known) / math.log(2) / max(1, n_bytes)
+    return abs(math.fsum(p for p, _ in known)) / math.log(2) / n_bytes if n_bytes else None
 
 
 def trace_entry(step: Step, names: Sequence[str]) -> dict[str, Any]:

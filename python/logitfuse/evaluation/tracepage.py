@@ -54,7 +54,11 @@ def trace_page(trace: Mapping[str, Any]) -> str:
         departures=_departures(members, steps),
         units=[_unit(i, step) for i, step in enumerate(steps[:_UNITS])],
         rest="".join(step["text"] for step in steps[_UNITS:]),
-        figures=[(key.replace("_", " "), f"{v:,.4g}") for key, v in trace["summary"].items()],
+        figures=[
+            (key.replace("_", " "), f"{v:,.4g}")
+            for key, v in trace["summary"].items()
+            if v is not None
+        ],
         chart=_chart(members, steps),
     )
 

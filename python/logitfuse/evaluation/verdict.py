@@ -97,7 +97,7 @@ def _on_samples(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
     for name, replay in lineup.replays.items():
         drawn = [len(own) for own in replay.samples.values()]
         asked = f"{np.mean(drawn):.1f} times per item ({min(drawn)} to {max(drawn)})"
-        seconds = f"{replay.spent:.1f} of the {lineup.budget:.1f} seconds of the ensemble"
+        seconds = f"{_time(replay.spent)} of the {_time(lineup.budget)} seconds of the ensemble"
         yield f"{name}: {asked}, {seconds}."
         if len(drawn) < len(ruler.items):
             yield f"{name}: samples of {len(drawn)} of {_items(len(ruler.items))} only."
@@ -113,7 +113,8 @@ def _on_small_groups(ruler: Ruler) -> Iterator[str]:
 
 def _on_losses(ruler: Ruler, lineup: Lineup) -> Iterator[str]:
     ensemble, chosen = lineup.ensemble.figures, lineup.chosen.figures
-    if ruler.better(ensemble, chosen).high < 0:
+    enough = sum(ruler.record(ensemble, chosen)) >= MIN_ITEMS
+    if enough and ruler.better(ensemble, chosen).high < 0:
         yield f"The ensemble is clearly worse than the {lineup.chosen.name}: do not use it here."
     if len(ruler.groups) < 2:
         return
@@ -162,6 +163,10 @@ def _turned(found: Interval) -> Interval:
 def _interval(found: Interval, more: str = "") -> str:
     inside = f"95 % interval {found.low:+.3g} to {found.high:+.3g}"
     return f"{found.mean:+.3g} ({'; '.join(filter(None, (inside, more)))})"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def _items(n: int) -> str:

@@ -131,7 +131,9 @@ class Session:
             new = len(run.table) - known
             kept = f"{new} new outcomes are kept in '{run.table.path}'; the same command goes on"
             if isinstance(error, OSError):
-                raise ConfigError(f"{error.strerror}: {kept}", path=run.table.path) from error
+                raise ConfigError(
+                    f"{error.strerror or error}: {kept}", path=run.table.path
+                ) from error
             output.note(kept)
             raise
         return outcomes

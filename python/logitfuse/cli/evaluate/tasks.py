@@ -91,6 +91,9 @@ def choice(
 ) -> None:
     """Questions with options: is the right one the most probable?
 
+    Every option is scored as the answer, behind the question alone or, in letter mode, behind the
+    question and all options.  Nothing is generated, and sampling has no part in it.
+
     Examples:
 
         logitfuse eval choice questions.jsonl -m a.gguf -m b.gguf
@@ -137,8 +140,9 @@ def exact(
 ) -> None:
     """Questions whose answers are generated, read and compared.
 
-    The best member is also asked again and again for as long as the ensemble took, and its
-    answers are put to the vote (adaptive self-consistency).
+    Answers are greedy unless --temp is given; then every question has a seed of its own.  The best
+    member is also asked again and again, at a temperature of 0.7 if not another one, for as long as
+    the ensemble took, and its answers are put to the vote (adaptive self-consistency).
 
     Examples:
 

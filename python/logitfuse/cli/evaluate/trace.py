@@ -109,14 +109,15 @@ def _print(traced: Mapping[str, Any]) -> None:
         for name in ("fused", "agree", "certain", "led")
         if summary[f"{name}_share"]
     )
-    output.out.print(f"{len(steps)} steps: {shares}; {summary['bits_per_byte']:.3f} bits per byte")
+    bits = _figure(summary["bits_per_byte"])
+    output.out.print(f"{len(steps)} steps: {shares}; {bits} bits per byte")
     new = output.percent(summary["new_share"])
     output.out.print(f"said what no member would have said first: {new} of the steps")
     rows = [
         (
             name,
             output.percent(summary[f"{name}_differs_share"]),
-            f"{summary[f'{name}_bits_per_byte']:.3f}",
+            _figure(summary[f"{name}_bits_per_byte"]),
         )
         for name in names
     ]
@@ -126,6 +127,10 @@ def _print(traced: Mapping[str, Any]) -> None:
         shown = changed[:_LISTED]
         title = f"Where somebody would have differed ({len(shown)} of {len(changed)})"
         output.out.print(output.table(title, ("behind", "said", *names), shown))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _changed(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
