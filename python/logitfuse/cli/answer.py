@@ -38,13 +38,12 @@ def stream_answer(
     try:
         with closing(fuse.stream(request)) as chunks:
             for chunk in chunks:
+                if not quiet:
+                    output.say(chunk.text)  # before anything can interrupt
                 answer.text += chunk.text
                 answer.steps += chunk.steps
                 answer.finish_reason = chunk.finish_reason
-                if quiet:
-                    continue
-                output.say(chunk.text)
-                if show_members:
+                if show_members and not quiet:
                     for step in chunk.steps:
                         output.out.print(output.dissent(step, names), end="")
     except KeyboardInterrupt as error:
