@@ -20,7 +20,7 @@ DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "bytes"
 #: Tokens of context: texts of 4 kB fit one window, and SmolLM2 goes no further than it was trained.
 N_CTX = 4096
 #: Of `score_bytes`; another one when its figures change.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
