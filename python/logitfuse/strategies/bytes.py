@@ -268,7 +268,8 @@ class Bytes(Engine):
         symbol = self._search.along(text)
         if symbol < 0:
             raise PromptError(
-                f"no member can spell byte 0x{text[0]:02x} of the text: the vocabularies lack it"
+                f"the text has no probability at byte 0x{text[0]:02x}: no vocabulary spells it, or "
+                f"the {self.pool.kind} pool rules it out"
             )
         fused = self._search.candidates(request.top_logprobs)
         return _Choice(fused, fused.symbols.tolist().index(symbol), best)
