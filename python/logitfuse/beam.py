@@ -103,7 +103,7 @@ class TwoRows:
     def __init__(self, member: Member, *, prune: float = PRUNE) -> None:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=2)
-        self._known: list[int] = []  # tokens of the text, as far as it is known
+        self._known: tuple[int, ...] = ()  # tokens of a text that is known
 
     @property
     def silent(self) -> bool:
@@ -112,7 +112,7 @@ class TwoRows:
 
     def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
         """Read a prompt; to heal it, the row before its last token is read too."""
-        self._known = [*prompt, *self.member.tokenize(ahead)] if ahead else []
+        self._known = (*prompt, *self.member.tokenize(ahead)) if ahead else ()
         self.member.begin(prompt)
         self._read(heal and self.member.vocab.is_text(prompt[-1]))
 
@@ -140,14 +140,19 @@ class TwoRows:
 
     def _expect(self) -> None:
         """Let a unit end where a token of the known text does."""
-        n, known = self.member.n_tokens, _canonical(self.member, self._known)
-        (first, _), *rest = self.core.shares
-        if known[:n] == _canonical(self.member, self.member.tokens):
-            self.core.expect(rest[0][0] if rest else first, known[n] if n < len(known) else -1)
-        elif known[: n - 1] == _canonical(self.member, self.member.tokens[:-1]):
-            self.core.expect(first, known[n - 1])  # the last token is only a piece of one
-        else:
+        if not self._known:
             self.core.expect(-1, -1)
+            return
+        tokens, known = self.member.tokens, self._known
+        n = len(tokens)
+        (first, _), *rest = self.core.shares
+        if known[:n] == tokens:
+            hypothesis, following = (rest[0][0] if rest else first), known[n : n + 1]
+        elif known[: n - 1] == tokens[:-1]:  # the last token is only a piece of one
+            hypothesis, following = first, known[n - 1 : n]
+        else:
+            hypothesis, following = -1, ()
+        self.core.expect(hypothesis, next(iter(_canonical(self.member, following)), -1))
 
 
 class Beam:

@@ -8,9 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from logitfuse import _core
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.evaluation.beliefs import Beliefs
@@ -19,8 +16,6 @@ from logitfuse.strategies.base import Request
 
 if TYPE_CHECKING:
     from logitfuse.evaluation.contenders import Contender
-
-Floats = NDArray[np.float64]
 
 #: Bytes of a window, which fit any context of as many tokens, and how far it moves.
 WINDOW, STRIDE = 4096, 2048
@@ -99,11 +94,8 @@ class BpbTask:
 
     def parameters(self, item: Window) -> dict[str, Any]:
         """See `Task`."""
-        return {name: hashlib.sha256(part).hexdigest() for name, part in self._parts(item)}
-
-    @staticmethod
-    def _parts(item: Window) -> tuple[tuple[str, bytes], ...]:
-        return ("before", item.before), ("text", item.text)
+        parts = {"before": item.before, "text": item.text}
+        return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
     def put(self, item: Window, contender: Contender, *, sample: int = 0) -> Findings:
         """See `Task`.  Weights that learn begin anew in every window."""

@@ -193,7 +193,10 @@ class Bytes(Engine):
             sampler.accept(self._symbol)
         return step
 
-    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
+    def _said(
+        self, reply: ReplyText, left: bytes, sampler: _core.Sampler, request: Request
+    ) -> Step:
+        del sampler  # nothing is drawn
         return self._decide(reply, request, lambda: self._find(left, request))
 
     def _decide(self, reply: ReplyText, request: Request, choose: Callable[[], _Choice]) -> Step:

@@ -164,8 +164,10 @@ class Engine(ABC):
 
         Raises
         ------
-        PromptError, ContextLengthError, FusionError
+        PromptError, ContextLengthError
             Before the first step.
+        PromptError, FusionError
+            Where the text has no probability at all.
         MemberError
             A member failed.
         """
@@ -181,10 +183,11 @@ class Engine(ABC):
         reply, at = ReplyText(), 0
         self._ahead = raw
         try:
-            self._open(request, make_sampler(request.sampling, self.alignment))
+            sampler = make_sampler(request.sampling, self.alignment)
+            self._open(request, sampler)
             with self._answering(reply, started):
                 while at < len(raw):
-                    step = self._timed(partial(self._said, reply, raw[at:], request))
+                    step = self._timed(partial(self._said, reply, raw[at:], sampler, request))
                     at += len(step.unit)
                     reply.append(step.unit)
                     if at < len(raw):
@@ -291,7 +294,9 @@ class Engine(ABC):
         """Choose the next unit."""
 
     @abstractmethod
-    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
+    def _said(
+        self, reply: ReplyText, left: bytes, sampler: _core.Sampler, request: Request
+    ) -> Step:
         """The unit that `left` begins with, as a step."""
 
     @abstractmethod

@@ -16,7 +16,6 @@ from logitfuse.gates import Voter
 from logitfuse.member import Member
 from logitfuse.pooling import TOP, PoolName, PoolOptions
 from logitfuse.projection import projection_for
-from logitfuse.sampling import make_sampler
 from logitfuse.schedules import Crew, Schedule
 from logitfuse.strategies.base import DecisionName, Request, Step, StepStream
 from logitfuse.strategies.engine import Engine
@@ -143,8 +142,9 @@ class TokenEngine(Engine):
         name = self.members[i].name
         raise PromptError(f"member '{name}' cannot spell the text: its tokenizer changes it")
 
-    def _said(self, reply: ReplyText, left: bytes, request: Request) -> Step:
-        sampler = make_sampler(request.sampling, self.alignment)
+    def _said(
+        self, reply: ReplyText, left: bytes, sampler: _core.Sampler, request: Request
+    ) -> Step:
         self._prepare(reply, sampler, request)
         votes = self._consult(reply, sampler, request)
         symbol = self._next_symbol(left, votes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from cyclopts import Group, Parameter
 from rich.markup import escape
@@ -139,7 +139,7 @@ class Session:
         return outcomes
 
     def _ask_again(
-        self, run: Run[T], best: Contender, budget: float, progress: Any
+        self, run: Run[T], best: Contender, budget: float, progress: Callable[[float], object]
     ) -> list[Outcome]:
         """Random answers of the best member for as long as the ensemble took."""
         items = {item.id: item for item in run.task.items}
