@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import models
 import pytest
 from hypothesis import settings
-from lockstep import PAIRS, Load, Models, OneByOne
+from lockstep import PAIRS, Load, Models, OneByOne, Put
 from logitfuse import _core
+from logitfuse.evaluation.contenders import Contender
 from logitfuse.member import Member
+from logitfuse.strategies.bytes import Bytes
 from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.fuse import Fuse
 from tiny import write_tiny
@@ -156,3 +158,15 @@ def fused(load: Load) -> Callable[..., Fuse]:
 def pair(request: pytest.FixtureRequest, fused: Callable[..., Fuse]) -> Fuse:
     """Two members with different tokenizers."""
     return fused(*request.param)
+
+
+@pytest.fixture
+def put(load: Load, load_branching: Load) -> Put:
+    """Makes a contender of tiny members."""
+
+    def made(strategy: type[Engine], *names: str, **options: Any) -> Contender:
+        loaded = load_branching if strategy is Bytes else load
+        engine = strategy([loaded(name) for name in names], **options)
+        return Contender("it", "ensemble" if len(names) > 1 else "member", engine, {})
+
+    return made

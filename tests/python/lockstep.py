@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import reference
+from logitfuse.evaluation.contenders import Contender
 from logitfuse.llama import LlamaContext, Row
 from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
@@ -28,6 +29,7 @@ SEEDED = SamplingParams(seed=7)
 STEPS = 40
 
 Load = Callable[..., Member]
+Put = Callable[..., Contender]
 Models = Mapping[str, Path]
 
 
