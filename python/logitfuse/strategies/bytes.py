@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
 from logitfuse import _core
-from logitfuse.beam import Beam, Reader, TwoRows
+from logitfuse.beam import Beam
 from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import ConfigError, FusionError, PromptError
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName, PoolOptions
+from logitfuse.readers import Reader, TwoRows
 from logitfuse.strategies.base import DecisionName, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
