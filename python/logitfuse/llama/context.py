@@ -76,6 +76,7 @@ class LlamaContext:
                 f"{last_log()}; try a smaller -c/--ctx-size",
                 path=model.path,
             )
+        model.attach()
         self._memory = lib.llama_get_memory(self._handle)
         if not self._memory:  # whatever the file says of itself
             raise model.not_a_generator()
@@ -90,6 +91,7 @@ class LlamaContext:
         if self._handle:
             lib.llama_free(self._handle)
             self._handle = None
+            self.model.detach()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # llama_cpp, and this module, are already taken apart then

@@ -63,6 +63,8 @@ class LlamaModel:
     ) -> None:
         self._handle: Any = None
         self._owner: Any = None
+        self._contexts = 0
+        self._closing = False
         self.path = Path(path)
         check_file(self.path)
         start_backend()
@@ -93,16 +95,34 @@ class LlamaModel:
         """The model of a ``llama_cpp.Llama``, which stays its owner and is kept alive."""
         model = cls.__new__(cls)
         model._handle, model._owner = llama.model, llama
+        model._contexts, model._closing = 0, False
         model.path = Path(llama.model_path)
         model.vocab_only = False
         model._read_head()
         return model
 
     def close(self) -> None:
-        """Free the model.  Nothing of it may be used afterwards."""
+        """Free the model, once its last context is freed.  Nothing of it may be used afterwards.
+
+        The collector finalises the members of a cycle in any order, often the model first; a
+        context that is freed later still reads its model.
+        """
+        self._closing = True
+        if self._contexts:
+            return
         if self._handle and self._owner is None:
             lib.llama_model_free(self._handle)
         self._handle = None
+
+    def attach(self) -> None:
+        """A context of this model has been made."""
+        self._contexts += 1
+
+    def detach(self) -> None:
+        """A context of this model has been freed."""
+        self._contexts -= 1
+        if self._closing:
+            self.close()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not is_finalizing():  # llama_cpp, and this module, are already taken apart then
