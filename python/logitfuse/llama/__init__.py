@@ -8,13 +8,16 @@ checked here before the call.
 from llama_cpp import Llama
 
 from logitfuse.llama.backend import backend_info, last_log
-from logitfuse.llama.context import LlamaContext, Row
+from logitfuse.llama.context import LlamaContext
+from logitfuse.llama.decoder import LlamaDecoder, Piece, Row
 from logitfuse.llama.model import LlamaModel, render_template
 
 __all__ = [
     "Llama",
     "LlamaContext",
+    "LlamaDecoder",
     "LlamaModel",
+    "Piece",
     "Row",
     "backend_info",
     "last_log",
