@@ -36,6 +36,8 @@ class Request:
         Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
+    time_limit : float or None
+        Seconds after which the answer ends, the prompt included.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int = 0
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
