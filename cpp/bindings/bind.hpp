@@ -9,9 +9,11 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "logitfuse/alignment.hpp"
+#include "logitfuse/allowed.hpp"
 #include "logitfuse/vocab.hpp"
 
 namespace logitfuse {
@@ -38,6 +40,13 @@ inline Ints view(std::span<const std::int32_t> values, const pybind11::object& o
   pybind11::detail::array_proxy(array.ptr())->flags &=
       ~pybind11::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   return array;
+}
+
+/// The bits of a Python bytes object; None: none.
+inline TokenBits token_bits(const pybind11::object& bits) {
+  if (bits.is_none()) return {};
+  const auto view = static_cast<std::string_view>(pybind11::cast<pybind11::bytes>(bits));
+  return {reinterpret_cast<const std::uint8_t*>(view.data()), view.size()};
 }
 
 inline void check_token(const Vocab& vocab, std::int32_t id) {

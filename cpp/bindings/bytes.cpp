@@ -41,22 +41,27 @@ void bind_bytes(py::module_& m) {
       .def("begin", &ByteBeam::begin)
       .def(
           "row",
-          [](ByteBeam& beam, std::int32_t id, const Row& row) {
+          [](ByteBeam& beam, std::int32_t id, const Row& row, const py::object& allowed) {
             const float* data = row_data(row, beam);
+            const TokenBits bits = token_bits(allowed);
             const py::gil_scoped_release released;
-            beam.row(id, data);
+            beam.row(id, data, bits);
           },
-          "id"_a, "row"_a.noconvert())
+          "id"_a, "row"_a.noconvert(), "allowed"_a = py::none())
       .def(
           "two_rows",
-          [](ByteBeam& beam, const Row& before, std::int32_t token, const Row& after) {
+          [](ByteBeam& beam, const Row& before, std::int32_t token, const Row& after,
+             const py::object& allowed_before, const py::object& allowed_after) {
             check_token(beam.trie().vocab(), token);
             const float* first = row_data(before, beam);
             const float* second = row_data(after, beam);
+            const TokenBits bits = token_bits(allowed_before);
+            const TokenBits more_bits = token_bits(allowed_after);
             const py::gil_scoped_release released;
-            beam.two_rows(first, token, second);
+            beam.two_rows(first, token, second, bits, more_bits);
           },
-          "before"_a.noconvert(), "token"_a, "after"_a.noconvert())
+          "before"_a.noconvert(), "token"_a, "after"_a.noconvert(),
+          "allowed_before"_a = py::none(), "allowed_after"_a = py::none())
       .def(
           "push",
           [](ByteBeam& beam, const py::bytes& bytes) {

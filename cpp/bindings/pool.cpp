@@ -183,12 +183,15 @@ void bind_pool(py::module_& m) {
            "union_top"_a = PoolOptions{}.union_top)
       .def(
           "read",
-          [](Pool& pool, const py::sequence& rows, const std::vector<double>& weights) {
+          [](Pool& pool, const py::sequence& rows, const std::vector<double>& weights,
+             const std::vector<py::object>& allowed) {
             const Rows pointers = row_pointers(rows, pool.alignment());
+            std::vector<TokenBits> bits;
+            for (const py::object& some : allowed) bits.push_back(token_bits(some));
             const py::gil_scoped_release released;
-            pool.read(pointers, weights);
+            pool.read(pointers, weights, bits);
           },
-          "rows"_a, "weights"_a)
+          "rows"_a, "weights"_a, "allowed"_a = std::vector<py::object>{})
       .def(
           "reweigh", [](Pool& pool, const std::vector<double>& weights) { pool.reweigh(weights); },
           "weights"_a)

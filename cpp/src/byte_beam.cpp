@@ -50,12 +50,13 @@ std::int32_t ByteBeam::begin() {
   return last_id_;
 }
 
-void ByteBeam::two_rows(const float* before, std::int32_t token, const float* after) {
+void ByteBeam::two_rows(const float* before, std::int32_t token, const float* after,
+                        TokenBits allowed_before, TokenBits allowed_after) {
   const Vocab& vocab = trie_->vocab();
   if (vocab.kind(token) != TokenKind::text && vocab.kind(token) != TokenKind::byte) {
     throw FusionError("token " + std::to_string(token) + " spells no bytes");
   }
-  row(begin(), before);
+  row(begin(), before, allowed_before);
   Hypothesis& longer = live_.front();
   for (const char byte : vocab.bytes(token)) {
     longer.at = trie_->child(longer.at, static_cast<std::uint8_t>(byte));
@@ -69,7 +70,7 @@ void ByteBeam::two_rows(const float* before, std::int32_t token, const float* af
   longer.share = ends + goes_on > 0.0 ? 1.0 / (ends + goes_on) : 0.0;
   wanted_.push_back({behind.id, longer.id, token});
   live_.push_back(std::move(behind));
-  row(last_id_, after);
+  row(last_id_, after, allowed_after);
   std::erase_if(live_, [](const Hypothesis& hypothesis) { return hypothesis.share <= 0.0; });
 }
 
@@ -85,13 +86,9 @@ std::vector<double> ByteBeam::spare_sums() {
   return sums;
 }
 
-// Double sums: a mass is a difference, and near the end of the row the sum is 1.
-void ByteBeam::row(std::int32_t id, const float* logits) {
-  const auto found =
-      std::find_if(live_.begin(), live_.end(), [id](const auto& h) { return h.id == id; });
-  if (found == live_.end() || found->has_row) {
-    throw FusionError("no row is wanted for hypothesis " + std::to_string(id));
-  }
+// Fills scratch_ with what is proportional to the probabilities; returns their sum, 0 where there is
+// no finite maximum.
+double ByteBeam::exponentiate(const float* logits) {
   const Vocab& vocab = trie_->vocab();
   const Kernels& k = kernels();
   float max = -kInf;
@@ -100,17 +97,32 @@ void ByteBeam::row(std::int32_t id, const float* logits) {
     // The scratch is as long as the vocabulary, the block maxima are fewer.
     max = std::max(max, k.block_max(logits + span.begin, n, scratch_.data()));
   }
+  if (max == kInf || max == -kInf) return 0.0;
   double total = 0.0;
-  if (max != kInf && max != -kInf) {
-    for (const IdRange span : vocab.spans()) {
-      const auto n = static_cast<std::size_t>(span.end - span.begin);
-      float* out = scratch_.data() + span.begin;
-      total += k.sum_exp(logits + span.begin, n, max);
-      k.exp_shifted(logits + span.begin, n, max, 1.0F, out);
-    }
+  for (const IdRange span : vocab.spans()) {
+    const auto n = static_cast<std::size_t>(span.end - span.begin);
+    float* out = scratch_.data() + span.begin;
+    total += k.sum_exp(logits + span.begin, n, max);
+    k.exp_shifted(logits + span.begin, n, max, 1.0F, out);
   }
-  if (!(total > 0.0)) {
+  return total;
+}
+
+// Double sums: a mass is a difference, and near the end of the row the sum is 1.
+void ByteBeam::row(std::int32_t id, const float* logits, TokenBits allowed) {
+  const auto found =
+      std::find_if(live_.begin(), live_.end(), [id](const auto& h) { return h.id == id; });
+  if (found == live_.end() || found->has_row) {
+    throw FusionError("no row is wanted for hypothesis " + std::to_string(id));
+  }
+  const Vocab& vocab = trie_->vocab();
+  if (!(exponentiate(logits) > 0.0)) {
     throw FusionError("the row holds NaN, +inf or nothing but -inf");
+  }
+  if (!allowed.empty()) {
+    kept_logits_.resize(static_cast<std::size_t>(vocab.size()));
+    keep_allowed(vocab, allowed, logits, kept_logits_.data());
+    if (exponentiate(kept_logits_.data()) == 0.0) std::fill(scratch_.begin(), scratch_.end(), 0.0F);
   }
   std::vector<double> sums = spare_sums();
   const auto sorted = vocab.sorted();
@@ -125,7 +137,8 @@ void ByteBeam::row(std::int32_t id, const float* logits) {
     end += static_cast<double>(scratch_[static_cast<std::size_t>(token)]);
   }
   // Normalised by what was summed here, so that the shares of the next bytes sum to 1.
-  const double scale = 1.0 / (sum + end);
+  const double all = sum + end;
+  const double scale = all > 0.0 ? 1.0 / all : 0.0;
   for (double& value : sums) value *= scale;
   found->sums = std::move(sums);
   found->end = end * scale;

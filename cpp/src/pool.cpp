@@ -34,23 +34,35 @@ Pool::Pool(std::shared_ptr<const Alignment> alignment, PoolOptions options)
   }
 }
 
-void Pool::read(std::span<const float* const> rows, std::span<const double> weights) {
-  if (rows.size() != members_.size()) {
-    throw FusionError("expected " + std::to_string(members_.size()) + " rows, got " +
-                      std::to_string(rows.size()));
-  }
+void Pool::read(std::span<const float* const> rows, std::span<const double> weights,
+                std::span<const TokenBits> allowed) {
+  const auto count = [this](std::size_t n, const char* what) {
+    if (n == members_.size()) return;
+    throw FusionError("expected " + std::to_string(members_.size()) + " " + what + ", got " +
+                      std::to_string(n));
+  };
+  count(rows.size(), "rows");
+  if (!allowed.empty()) count(allowed.size(), "sets of allowed tokens");
   const double total = check_weights(options_.kind, weights, members_.size());
   for (std::size_t m = 0; m < members_.size(); ++m) {
     members_[m].row = static_cast<float>(weights[m] / total) == 0.0F ? nullptr : rows[m];
+    members_[m].log_allowed = 0.0;
+    members_[m].allowed.clear();
+    if (!allowed.empty()) members_[m].allowed.assign(allowed[m].begin(), allowed[m].end());
   }
+  constrained_ = false;
   weigh(weights, total);
   for (std::size_t m = 0; m < members_.size(); ++m) {
-    if (members_[m].present) measure(m);
+    if (!members_[m].present) continue;
+    measure(m);
+    if (!members_[m].allowed.empty()) constrain(m);
   }
+  if (constrained_) credit();
 }
 
 void Pool::reweigh(std::span<const double> weights) {
   weigh(weights, check_weights(options_.kind, weights, members_.size()));
+  if (constrained_) credit();
 }
 
 void Pool::weigh(std::span<const double> weights, double total) {
@@ -73,6 +85,26 @@ void Pool::weigh(std::span<const double> weights, double total) {
 }
 
 void Pool::measure(std::size_t m) {
+  const Member& member = members_[m];
+  const auto fail = [m](const char* what) {
+    throw FusionError("the row of member " + std::to_string(m) + " " + what, static_cast<int>(m));
+  };
+  const bool sums = sum_up(m);
+  if (member.max == kInf) fail("holds +inf");
+  if (!sums) {
+    // Nothing but -inf and NaN: tell them apart.
+    for (const IdRange span : alignment_->vocab(m).spans()) {
+      for (std::int32_t id = span.begin; id < span.end; ++id) {
+        if (std::isnan(member.row[id])) fail("holds NaN");
+      }
+    }
+    fail("holds nothing but -inf");
+  }
+  if (std::isnan(member.sum)) fail("holds NaN");
+}
+
+// The maxima of a row and its sum; false: there is no finite maximum.
+bool Pool::sum_up(std::size_t m) {
   Member& member = members_[m];
   const auto spans = alignment_->vocab(m).spans();
   const Kernels& k = kernels();
@@ -84,27 +116,61 @@ void Pool::measure(std::size_t m) {
     member.max = std::max(member.max, max);
     block += (n + kBlock - 1) / kBlock;
   }
-  const auto fail = [m](const char* what) {
-    throw FusionError("the row of member " + std::to_string(m) + " " + what, static_cast<int>(m));
-  };
-  if (member.max == kInf) fail("holds +inf");
+  if (std::isinf(member.max)) return false;
   member.sum = 0.0;
-  if (member.max != -kInf) {
-    for (const IdRange span : spans) {
-      const auto n = static_cast<std::size_t>(span.end - span.begin);
-      member.sum += k.sum_exp(member.row + span.begin, n, member.max);
-    }
-  } else {
-    // Nothing but -inf and NaN: tell them apart.
-    for (const IdRange span : spans) {
-      for (std::int32_t id = span.begin; id < span.end; ++id) {
-        if (std::isnan(member.row[id])) fail("holds NaN");
-      }
-    }
-    fail("holds nothing but -inf");
+  for (const IdRange span : spans) {
+    const auto n = static_cast<std::size_t>(span.end - span.begin);
+    member.sum += k.sum_exp(member.row + span.begin, n, member.max);
   }
-  if (std::isnan(member.sum)) fail("holds NaN");
   member.log_sum = log_of(member.sum);
+  return true;
+}
+
+// Puts a copy of the row in its place that has nothing but what is allowed.
+void Pool::constrain(std::size_t m) {
+  Member& member = members_[m];
+  const Vocab& vocab = alignment_->vocab(m);
+  member.kept.resize(static_cast<std::size_t>(vocab.size()));
+  keep_allowed(vocab, member.allowed, member.row, member.kept.data());
+  member.row = member.kept.data();
+  constrained_ = true;
+  const double before = static_cast<double>(member.max) + member.log_sum;
+  member.log_allowed = -kInf;
+  if (!sum_up(m)) return;
+  const double after = static_cast<double>(member.max) + member.log_sum;
+  member.log_allowed = std::min(after - before, 0.0);
+}
+
+// Weighs the members by what they gave to the allowed tokens, where that counts.
+void Pool::credit() {
+  const bool linear = options_.kind == PoolKind::linear;
+  const bool power = options_.kind == PoolKind::power;
+  const double exponent = linear ? 1.0 : power ? static_cast<double>(options_.exponent) : 0.0;
+  const auto credit_of = [&](const Member& member) {
+    return exponent == 0.0 ? 0.0 : exponent * member.log_allowed;
+  };
+  double most = -kInf;  // relative to it, for the credits may be beyond all numbers
+  bool anybody = false;
+  for (Member& member : members_) {
+    member.present = member.present && member.log_allowed != -kInf;
+    if (!member.present) continue;
+    most = std::max(most, credit_of(member));
+    anybody = anybody || member.weight > 0.0;
+  }
+  if (!anybody) throw FusionError("no member can say anything that the constraint allows");
+  double total = 0.0;
+  for (Member& member : members_) {
+    if (member.present) member.weight *= exp64_of(credit_of(member) - most);
+    if (member.present) total += member.weight;
+  }
+  if (as_given(options_.kind)) return;
+  for (Member& member : members_) {
+    if (!member.present) continue;
+    member.weight /= total;
+    member.present = static_cast<float>(member.weight) != 0.0F;
+    member.log_weight = member.present ? static_cast<float>(log_of(member.weight)) : 0.0F;
+  }
+  scale_ *= total * exp64_of(most);
 }
 
 // Not logit - log-sum-exp: that loses the sum where the logits are huge.

@@ -79,8 +79,12 @@ void Pool::select(std::size_t m, std::int32_t top) {
 void Pool::add_candidate(std::int32_t symbol) {
   std::uint32_t& seen = seen_[static_cast<std::size_t>(symbol)];
   if (seen == step_) return;
-  if (pivot_ != kNone && alignment_->twin(static_cast<std::size_t>(pivot_), symbol) == kNone)
-    return;
+  if (pivot_ != kNone) {
+    const auto pivot = static_cast<std::size_t>(pivot_);
+    const std::int32_t said = alignment_->twin(pivot, symbol);
+    const TokenBits allowed = members_[pivot].allowed;
+    if (said == kNone || !(allowed.empty() || may_come(allowed, said))) return;
+  }
   seen = step_;
   if (projects_)
     place_[static_cast<std::size_t>(symbol)] = static_cast<std::int32_t>(fused_.size());

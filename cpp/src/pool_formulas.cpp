@@ -26,8 +26,6 @@ constexpr float kBeta = 2.0F;
 constexpr double kExpMinusBeta = 0.1353352832366127;  // exp(-kBeta)
 constexpr double kLeastEntropy = 0.01;
 
-bool as_given(PoolKind kind) { return kind == PoolKind::product || kind == PoolKind::contrast; }
-
 void check(bool ok, const char* what, float value) {
   if (!ok) throw FusionError(std::string(what) + ", not " + std::to_string(value));
 }
@@ -76,6 +74,8 @@ void contrast(std::span<const Vote> votes, float threshold, std::size_t n, float
 }
 
 }  // namespace
+
+bool as_given(PoolKind kind) { return kind == PoolKind::product || kind == PoolKind::contrast; }
 
 PoolKind pool_kind(std::string_view name) {
   const auto* found = std::find(std::begin(kNames), std::end(kNames), name);

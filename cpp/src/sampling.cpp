@@ -71,8 +71,8 @@ void Sampler::accept(std::int32_t symbol) {
 }
 
 void Sampler::process(Fused& fused) const {
-  if (touched_.empty()) return;
   const std::size_t n = fused.size();
+  if (touched_.empty() || n == 0) return;
   std::vector<float> logits = fused.logprobs;
   double listed = 0.0;
   for (const float logit : logits) listed += static_cast<double>(exp_of(logit));

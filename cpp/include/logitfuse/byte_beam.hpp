@@ -31,6 +31,7 @@
 #include <string_view>
 #include <vector>
 
+#include "logitfuse/allowed.hpp"
 #include "logitfuse/byte_trie.hpp"
 
 namespace logitfuse {
@@ -76,15 +77,17 @@ class ByteBeam {
   /// A fresh text: one path, with nothing pending, whose row is wanted.  Returns its id.
   std::int32_t begin();
 
-  /// The row of a wanted path: logits, float32 [vocab.size()].  Throws FusionError for NaN, +inf or
-  /// nothing but -inf, and for an id that is not wanted.
-  void row(std::int32_t id, const float* logits);
+  /// The row of a wanted path: logits, float32 [vocab.size()], of which only the `allowed` tokens
+  /// count (empty: all).  A path that is left with none ends here.  Throws FusionError for NaN, +inf
+  /// or nothing but -inf, and for an id that is not wanted.
+  void row(std::int32_t id, const float* logits, TokenBits allowed = {});
 
   /// What one member that follows canonical tokens knows without another forward pass: its row
   /// from before its last token (which may yet turn out to be longer), and the one behind it.
   /// Paths that end earlier or elsewhere are left out.  Throws FusionError: as `row`; a token that
   /// spells no bytes.
-  void two_rows(const float* before, std::int32_t token, const float* after);
+  void two_rows(const float* before, std::int32_t token, const float* after,
+                TokenBits allowed_before = {}, TokenBits allowed_after = {});
 
   /// The text goes on with these bytes, one at a time; stops where rows are wanted: behind the byte
   /// where a path ends, or before one that only waiting paths can spell.  Returns how many bytes
@@ -143,6 +146,7 @@ class ByteBeam {
   void merge();
   void step(std::uint8_t byte);
   void drop(Hypothesis& hypothesis);
+  double exponentiate(const float* logits);
   std::vector<double> spare_sums();
 
   std::shared_ptr<const ByteTrie> trie_;
@@ -156,7 +160,7 @@ class ByteBeam {
   std::vector<Wanted> wanted_;
   std::vector<std::int32_t> dropped_;
   std::vector<std::vector<double>> spare_;  // prefix sums to use again
-  std::vector<float> scratch_;
+  std::vector<float> scratch_, kept_logits_;
   std::int32_t last_id_ = kNone;
 };
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "logitfuse/alignment.hpp"
+#include "logitfuse/allowed.hpp"
 #include "logitfuse/pool_formulas.hpp"
 
 namespace logitfuse {
@@ -70,9 +71,18 @@ class Pool {
 
   /// Takes the rows of a step: logits, rows[m] is float32 [vocab(m).size()], borrowed until the
   /// next call; null allowed for a member of weight 0.  One pass for the maxima, one for the sums.
+  ///
+  /// `allowed`, one per member (empty: all tokens) or none at all, says which tokens may come at
+  /// this step; bits of absent members count too where there is a pivot.  The others have no
+  /// probability, every member is normalised over those that it is left with, and one that is left
+  /// with none is absent.  The pools that add probabilities (linear) or powers of them count a
+  /// member by what it gave to the allowed tokens: theirs is the distribution without the
+  /// constraint, restricted and normalised.
+  ///
   /// Throws FusionError: weights as in `check_weights`; a row with NaN or +inf or with nothing but
-  /// -inf.
-  void read(std::span<const float* const> rows, std::span<const double> weights);
+  /// -inf; nobody is left with a token.
+  void read(std::span<const float* const> rows, std::span<const double> weights,
+            std::span<const TokenBits> allowed = {});
 
   /// New weights for the rows just read, which are not read again.  A member that was absent then
   /// stays so; others may come and go.  Throws FusionError: weights as in `check_weights`, a weight
@@ -148,10 +158,16 @@ class Pool {
     double log_sum = 0.0;  // so that log p = logit - max - log_sum
     float bound = 0.0F;    // log-prob that no token outside `best` exceeds
     Projection projection;
+    std::vector<std::uint8_t> allowed;  // bits of the tokens that may come; empty: all
+    std::vector<float> kept;            // [n_tokens], the row with nothing but those
+    double log_allowed = 0.0;           // of their probability in the row as it was
   };
 
   void weigh(std::span<const double> weights, double total);
   void measure(std::size_t m);
+  bool sum_up(std::size_t m);
+  void constrain(std::size_t m);
+  void credit();
   void select(std::size_t m, std::int32_t top);
   void gather(std::size_t m);
   void combine();
@@ -188,6 +204,7 @@ class Pool {
   std::vector<std::uint32_t> seen_;  // [alignment.size()]: the step at which a symbol was added
   std::uint32_t step_ = 0;
   Fused fused_, sorted_;
+  bool constrained_ = false;  // something is not allowed at this step
   bool projects_ = false;
   std::int32_t pivot_ = kNone;
   std::vector<std::int32_t> place_;    // [alignment.size()] where projected: index among candidates

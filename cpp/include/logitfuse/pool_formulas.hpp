@@ -42,6 +42,9 @@ struct PoolOptions {
   std::int32_t union_top = 0;  ///< of `Pool`, see there; 0: off
 };
 
+/// Whether the kind takes its weights as they are given (else they are divided by their sum).
+bool as_given(PoolKind kind);
+
 /// What the weights are to be divided by: their sum, or 1 where the kind takes them as given.
 /// Throws FusionError: not one per member, negative (contrast: none positive), not finite, all
 /// zero; product and contrast: larger than 1e6.
