@@ -20,7 +20,7 @@ from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import ConfigError, ContextLengthError, DecodeError
 from logitfuse.llama import Row
 from logitfuse.member import Member
-from logitfuse.readers import untwinned
+from logitfuse.readers import Allowed, untwinned
 
 #: Tokens at the end of a prompt that may be read in another way than they are written: "token
 #: healing", for prompts that end inside a word or with a space.
@@ -78,16 +78,27 @@ class Beam:
         self._known: list[int] = []  # the canonical tokens of the text, as far as it is known
         self._canonical = -1  # the hypothesis that follows them
         self._rows: dict[int, Row] = {}  # copies, by how many trunk tokens they have seen
+        self._allowed: Allowed | None = None
+        self._reply = b""  # as far as the paths have come, if something is not allowed
 
     @property
     def silent(self) -> bool:
         """The member cannot spell the text."""
         return self.core.dead
 
-    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
+    def open(
+        self,
+        prompt: Sequence[int],
+        *,
+        heal: bool,
+        ahead: bytes = b"",
+        allowed: Allowed | None = None,
+    ) -> None:
         """Read a prompt."""
         member = self.member
         self._prompt = list(prompt)
+        self._allowed = allowed
+        heal = heal and allowed is None  # what is allowed is known from the reply's beginning on
         start = self._heal_from(self._prompt) if heal else len(prompt)
         rest = member.vocab.join(self._prompt[start:])
         following = member.tokenize(rest + ahead) if ahead else self._prompt[start:]
@@ -192,6 +203,7 @@ class Beam:
         if start is None:
             start = self._heal_from(plan)
         rest = member.vocab.join(plan[start:])
+        self._reply = member.vocab.join(plan[len(self._prompt) : start])
         if by_state:
             del plan[start:]  # a state is forked where it is, so the trunk must not run ahead
         self._free = list(range(member.context.n_branches, 0, -1))
@@ -202,7 +214,7 @@ class Beam:
         root = self.core.begin()
         self.core.take_dropped()
         self._paths[root] = _Path(0, start)
-        self.core.row(root, member.row)
+        self._give(root, member.row)
         self._expect(root)
         return rest
 
@@ -216,9 +228,16 @@ class Beam:
         start = len(tokens)
         if self.member.model.remembers_by_state:  # a state is forked where it is
             return start
-        while start > max(1, len(tokens) - _HEAL) and self.member.vocab.is_text(tokens[start - 1]):
+        first = 1 if self._allowed is None else len(self._prompt)
+        first = max(first, len(tokens) - _HEAL)
+        while start > first and self.member.vocab.is_text(tokens[start - 1]):
             start -= 1
         return start
+
+    def _give(self, hypothesis: int, row: Row) -> None:
+        """Give a path that ends here its row."""
+        allowed = None if self._allowed is None else self._allowed(self._reply)
+        self.core.row(hypothesis, row, allowed)
 
     def push(self, text: bytes, out: NDArray[np.float32] | None = None) -> int:
         """The text goes on.
@@ -242,6 +261,7 @@ class Beam:
         """
         at = 0
         while at < len(text) and not self.core.dead:
+            before = at
             if out is None:
                 at += self.core.push(text[at:])
             else:
@@ -250,6 +270,8 @@ class Beam:
                 if self.core.push(text[at : at + 1]):
                     out[at, text[at]] += math.log(self.core.take_kept())
                     at += 1
+            if self._allowed is not None:
+                self._reply += text[before:at]
             self._decode_wanted()
         return max(0, at - 1) if self.core.dead else at
 
@@ -261,7 +283,7 @@ class Beam:
             path = self._paths[parent]
             if path.branch == 0 and self._plan[path.n_tokens : path.n_tokens + 1] == [token]:
                 self._paths[wanted] = _Path(0, path.n_tokens + 1)
-                self.core.row(wanted, self._trunk_row(path.n_tokens + 1))
+                self._give(wanted, self._trunk_row(path.n_tokens + 1))
                 if parent == self._canonical:
                     self._expect(wanted)
                 continue
@@ -298,4 +320,4 @@ class Beam:
             [path.branch for path in paths],
         )
         for i, row in zip(ids, rows, strict=True):
-            self.core.row(i, row)
+            self._give(i, row)

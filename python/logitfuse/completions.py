@@ -1,13 +1,18 @@
-"""Chunks become OpenAI dictionaries, keyed as llama-cpp-python keys them."""
+"""From llama-cpp-python's arguments to a request, and from chunks to its OpenAI dictionaries."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from logitfuse.strategies.base import Chunk, Step
+from pydantic import ValidationError
+
+from logitfuse.config import explain
+from logitfuse.constraint import LlamaGrammar, constraint_of
+from logitfuse.sampling import SamplingParams
+from logitfuse.strategies.base import Chunk, Message, Request, Step
 
 Response = dict[str, Any]
 
@@ -129,3 +134,43 @@ class ChatFormat(CompletionFormat):
             ],
             "refusal": None,
         }
+
+
+def llama_request(
+    prompt: str | Sequence[int] | Sequence[Message],
+    *,
+    max_tokens: int | None,
+    stop: str | Sequence[str] | None,
+    top_logprobs: int | None,
+    seed: int | None,
+    temperature: float,
+    logit_bias: Mapping[int | str | bytes, float] | None = None,
+    grammar: str | LlamaGrammar | None = None,
+    response_format: Mapping[str, Any] | None = None,
+    **sampling: Any,
+) -> Request:
+    """What the arguments of llama-cpp-python's methods ask for.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range; a grammar or schema that cannot be used.
+    """
+    gbnf = grammar if grammar is None or isinstance(grammar, str) else grammar._grammar
+    try:
+        params = SamplingParams(
+            temperature=0.0 if temperature < 0 else temperature,  # llama.cpp: greedy too
+            seed=seed,
+            logit_bias=dict(logit_bias or {}),
+            **sampling,
+        )
+    except ValidationError as error:
+        raise explain(error) from None
+    return Request(
+        prompt=prompt,
+        sampling=params,
+        max_tokens=max_tokens if max_tokens and max_tokens > 0 else None,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        top_logprobs=top_logprobs or 0,
+        constraint=constraint_of(response_format, gbnf),
+    )

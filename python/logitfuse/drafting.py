@@ -165,12 +165,12 @@ class Draft(Lazy):
     def follow(self, reply: ReplyText, symbol: int) -> bool:
         """See `Schedule`."""
         fits = super().follow(reply, symbol)
-        said = _bytes_of(reply)
+        said = reply.raw
         self._ends.append(len(said))
         if self._ahead is None:
             self.acceptance += _DRIFT * (_PRIOR - self.acceptance)
             return fits
-        ahead = _bytes_of(self._ahead)
+        ahead = self._ahead.raw
         hit = ahead.startswith(said)
         self.acceptance += _RATE * (hit - self.acceptance)
         on_track = hit and (self._crew.twin is None or self._symbols[:1] == [symbol])
@@ -241,7 +241,7 @@ class Draft(Lazy):
         """Propose what followed the last units earlier in the text."""
         if len(self._ends) <= _KEY_UNITS or reply.unfinished:
             return
-        said = _bytes_of(reply)
+        said = reply.raw
         key, text = said[self._ends[-1 - _KEY_UNITS] :], self._prompt + said
         at = text.rfind(key, 0, len(text) - 1)
         if at < 0:
@@ -326,7 +326,3 @@ class ReadAhead(Draft):
             self._ahead = deepcopy(reply)
             self._ahead.append(self._text[at:end])
             self._symbols = self._script[first:last]
-
-
-def _bytes_of(reply: ReplyText) -> bytes:
-    return reply.complete + b"".join(reply.units)

@@ -7,12 +7,10 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from logitfuse.completions import ChatFormat, CompletionFormat, Response, text_of
-from logitfuse.config import FuseConfig, build, explain, load_config, parse_config
+from logitfuse.completions import ChatFormat, CompletionFormat, Response, llama_request, text_of
+from logitfuse.config import FuseConfig, build, load_config, parse_config
+from logitfuse.constraint import LlamaGrammar
 from logitfuse.errors import ConfigError, LogitfuseError, PromptError
-from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import ChunkStream, Message, Request
 from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.stats import RunStats
@@ -182,6 +180,7 @@ class Ensemble:
         stream: bool = False,
         seed: int | None = None,
         model: str | None = None,
+        grammar: str | LlamaGrammar | None = None,
         logit_bias: Mapping[int | str | bytes, float] | None = None,
     ) -> Response | Iterator[Response]:
         """Continue a text; arguments and results as in ``llama_cpp.Llama.create_completion``.
@@ -198,6 +197,8 @@ class Ensemble:
             Begin the text with the prompt; log-probabilities are those of the answer alone.
         stream : bool
             Give an iterator of chunks instead.
+        grammar : str or llama_cpp.LlamaGrammar, optional
+            What the answer may be: GBNF, or Lark if it begins with ``%llguidance``.
 
         Returns
         -------
@@ -225,6 +226,7 @@ class Ensemble:
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
             logit_bias=logit_bias,
+            grammar=grammar,
         )
         said = text if echo else ""
         if stream:
@@ -245,11 +247,13 @@ class Ensemble:
         stream: bool = False,
         stop: str | Sequence[str] | None = (),
         seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         repeat_penalty: float = 1.0,
         model: str | None = None,
+        grammar: str | LlamaGrammar | None = None,
         logit_bias: Mapping[int | str | bytes, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
@@ -257,6 +261,14 @@ class Ensemble:
         """Answer a chat; arguments and results as in ``llama_cpp.Llama.create_chat_completion``.
 
         Every member reads the chat through its own template; the reply is shared.
+
+        Parameters
+        ----------
+        response_format : mapping, optional
+            What the answer may be: ``{"type": "json_object"}``, perhaps with a ``"schema"``, or
+            OpenAI's ``{"type": "json_schema", "json_schema": {"schema": ...}}``.
+        grammar : str or llama_cpp.LlamaGrammar, optional
+            The same as a grammar, see `create_completion`.
 
         Returns
         -------
@@ -283,6 +295,8 @@ class Ensemble:
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
             logit_bias=logit_bias,
+            grammar=grammar,
+            response_format=response_format,
         )
         if stream:
             return form.stream(self.stream(request))
@@ -300,6 +314,7 @@ class Ensemble:
         repeat_penalty: float = 1.0,
         frequency_penalty: float = 0.0,
         presence_penalty: float = 0.0,
+        grammar: str | LlamaGrammar | None = None,
         seed: int | None = None,
     ) -> Iterator[int]:
         """Continue symbols with symbols, the end symbol (`token_eos`) last.
@@ -313,7 +328,7 @@ class Ensemble:
         ------
         PromptError, ContextLengthError, FusionError, MemberError
         ConfigError
-            The strategy said something that is no symbol (``bytes`` may).
+            A bad grammar, or the strategy said something that is no symbol (``bytes`` may).
         """
         request = self._request(
             list(tokens),
@@ -329,6 +344,7 @@ class Ensemble:
             repeat_penalty=repeat_penalty,
             frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty,
+            grammar=grammar,
         )
         for chunk in self.stream(request):
             for step in chunk.steps:
@@ -340,34 +356,8 @@ class Ensemble:
                     )
                 yield step.symbol
 
-    def _request(
-        self,
-        prompt: str | Sequence[int] | Sequence[Message],
-        *,
-        max_tokens: int | None,
-        stop: str | Sequence[str] | None,
-        top_logprobs: int | None,
-        seed: int | None,
-        temperature: float,
-        logit_bias: Mapping[int | str | bytes, float] | None = None,
-        **sampling: Any,
-    ) -> Request:
-        try:
-            params = SamplingParams(
-                temperature=0.0 if temperature < 0 else temperature,  # llama.cpp: greedy too
-                seed=self._seed if seed is None else seed,
-                logit_bias=dict(logit_bias or {}),
-                **sampling,
-            )
-        except ValidationError as error:
-            raise explain(error) from None
-        return Request(
-            prompt=prompt,
-            sampling=params,
-            max_tokens=max_tokens if max_tokens and max_tokens > 0 else None,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-            top_logprobs=top_logprobs or 0,
-        )
+    def _request(self, prompt: Any, *, seed: int | None, **options: Any) -> Request:
+        return llama_request(prompt, seed=self._seed if seed is None else seed, **options)
 
     # -- tokens -------------------------------------------------------------------------------
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from logitfuse import _core
 from logitfuse.config import PRUNE
 from logitfuse.member import Member
+
+#: Which tokens may follow a reply (see `logitfuse.guide.Guide`).
+Allowed: TypeAlias = Callable[[bytes], bytes]
 
 
 class Reader(Protocol):
@@ -19,7 +22,14 @@ class Reader(Protocol):
     def silent(self) -> bool:
         """The member has no belief about what follows (it cannot spell the text)."""
 
-    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
+    def open(
+        self,
+        prompt: Sequence[int],
+        *,
+        heal: bool,
+        ahead: bytes = b"",
+        allowed: Allowed | None = None,
+    ) -> None:
         """Read a prompt.
 
         Parameters
@@ -29,6 +39,8 @@ class Reader(Protocol):
             Take its last tokens for mere bytes.
         ahead : bytes
             What is known to follow; it may be read ahead, and its tokens are not given up.
+        allowed : Allowed, optional
+            All other tokens have no probability; a prompt that they follow is not healed.
         """
 
     def take_kept(self) -> float:
@@ -73,17 +85,27 @@ class TwoRows:
         self.member = member
         self.core = _core.ByteBeam(member.vocab.trie, prune=prune, width=2)
         self._known: tuple[int, ...] = ()  # tokens of a text that is known
+        self._allowed: Allowed | None = None
 
     @property
     def silent(self) -> bool:
         """The member stands inside a character that it cannot spell."""
         return self.member.stalled
 
-    def open(self, prompt: Sequence[int], *, heal: bool, ahead: bytes = b"") -> None:
+    def open(
+        self,
+        prompt: Sequence[int],
+        *,
+        heal: bool,
+        ahead: bytes = b"",
+        allowed: Allowed | None = None,
+    ) -> None:
         """Read a prompt; to heal it, the row before its last token is read too."""
         self._known = (*prompt, *self.member.tokenize(ahead)) if ahead else ()
+        self._allowed = allowed
         self.member.begin(prompt)
-        self._read(heal and self.member.vocab.is_text(prompt[-1]))
+        heal = heal and allowed is None  # what is allowed is known from the reply's beginning on
+        self._read(heal and self.member.vocab.is_text(prompt[-1]), b"")
 
     def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         """Bring the member to its canonical tokens of the reply."""
@@ -91,19 +113,24 @@ class TwoRows:
         if not self.member.advance(reply, pending):
             return False
         if not self.member.stalled:
-            self._read(True)
+            self._read(True, reply + b"".join(pending))
         return True
 
     def take_kept(self) -> float:
         """All: what these rows leave out is never part of the text's probability."""
         return 1.0
 
-    def _read(self, two: bool) -> None:
+    def _read(self, two: bool, reply: bytes) -> None:
         before = self.member.row_before() if two else None
+        allowed = None if self._allowed is None else self._allowed(reply)
         if before is None:
-            self.core.row(self.core.begin(), self.member.row)
+            self.core.row(self.core.begin(), self.member.row, allowed)
         else:
-            self.core.two_rows(before, self.member.tokens[-1], self.member.row)
+            last = self.member.tokens[-1]
+            earlier = None
+            if self._allowed is not None:
+                earlier = self._allowed(reply[: -len(self.member.vocab.token_bytes(last))])
+            self.core.two_rows(before, last, self.member.row, earlier, allowed)
         self.core.take_dropped()
         self._expect()
 

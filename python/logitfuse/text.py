@@ -62,6 +62,11 @@ class ReplyText:
         return bytes(self._bytes[: self.base])
 
     @property
+    def raw(self) -> bytes:
+        """The whole reply so far."""
+        return bytes(self._bytes)
+
+    @property
     def text(self) -> str:
         """The whole reply so far, but for an unfinished character at its end."""
         return self._bytes[: len(self._bytes) - len(self.unfinished)].decode("utf-8")

@@ -15,6 +15,7 @@ from logitfuse import _core
 from logitfuse.errors import VocabError
 
 if TYPE_CHECKING:
+    from logitfuse.guide import Lexicon
     from logitfuse.llama import Llama, LlamaModel
 
 
@@ -172,6 +173,19 @@ class Vocab:
     def trie(self) -> _core.ByteTrie:
         """The tokens as a trie over bytes; made when first asked for."""
         return _core.ByteTrie(self._core)
+
+    @cached_property
+    def lexicon(self) -> Lexicon:
+        """The tokens for grammars to follow; made when first asked for, within a second.
+
+        Raises
+        ------
+        ConfigError
+            llguidance is not installed.
+        """
+        from logitfuse.guide import Lexicon
+
+        return Lexicon(self)
 
     def duplicates(self, token: int) -> list[int]:
         """All tokens that mean the same as this one, the canonical one first.

@@ -19,9 +19,9 @@ from logitfuse.llama.backend import repacks_safely
 GENERATORS = ["gpt2", "llama-spm", "smol", "qwen2", "gemma3", "mamba", "lfm2"]
 #: llama-cpp-python's parameters that mean nothing here, or not yet.
 ABSENT = {
-    *("suffix", "grammar", "tfs_z", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
+    *("suffix", "tfs_z", "mirostat_mode", "mirostat_tau", "mirostat_eta"),
     *("logits_processor", "stopping_criteria", "penalize_nl", "reset"),
-    *("functions", "function_call", "tools", "tool_choice", "response_format"),
+    *("functions", "function_call", "tools", "tool_choice"),
     *("prev_tokens", "special"),
 }
 SHARED_METHODS = (

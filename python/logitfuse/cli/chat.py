@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from logitfuse.cli import output
 from logitfuse.cli.answer import stream_answer
-from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
+from logitfuse.cli.options import ConstraintOptions, Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.report import run_report, run_tables
 from logitfuse.cli.run import load
 from logitfuse.errors import LogitfuseError
@@ -27,6 +27,7 @@ def chat(
     show_members: Flag = False,
     models: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
+    constraint: ConstraintOptions | None = None,
 ) -> None:
     """Talk to the ensemble.  Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -48,6 +49,7 @@ def chat(
     models, sampling = models or ModelOptions(), sampling or SamplingOptions()
     config = models.config()
     params = sampling.params(config.sampling)
+    answers = constraint.constraint() if constraint else None
     fuse, load_s = load(config)
     output.note(_HELP)
     opening = [{"role": "system", "content": system}] if system else []
@@ -65,7 +67,8 @@ def chat(
                 output.note(_HELP)
             elif line:
                 messages.append({"role": "user", "content": line})
-                request = Request(messages, params, predict if predict > 0 else None)
+                most = predict if predict > 0 else None
+                request = Request(messages, params, most, constraint=answers)
                 try:
                     answer = stream_answer(fuse, request, show_members=show_members)
                 except LogitfuseError as error:  # say it, forget the turn, go on

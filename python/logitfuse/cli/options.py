@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 
 from logitfuse.config import FuseConfig, parse_config, read_config
+from logitfuse.constraint import Constraint, constraint_of
 from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
 
@@ -31,6 +32,7 @@ _PARTS = (
 
 _models = Group("Models", sort_key=1)
 _sampling = Group("Sampling", sort_key=2)
+_constraint = Group("Constraint", sort_key=3)
 
 
 @Parameter(name="*", group=_models)
@@ -255,3 +257,50 @@ def _bias(text: str) -> tuple[str, float]:
         return token, float(value)
     except ValueError:
         raise ConfigError(f"--logit-bias takes TEXT=BIAS, not '{text}'") from None
+
+
+@Parameter(name="*", group=_constraint)
+@dataclass
+class ConstraintOptions:
+    """What the answer may be; one of these."""
+
+    grammar: str | None = None
+    "Grammar as in llama.cpp (GBNF); Lark if it begins with %llguidance."
+
+    grammar_file: Path | None = None
+    "The same in a file."
+
+    json_schema: Annotated[str | None, Parameter(name=["--json-schema", "-j"])] = None
+    "JSON schema; {}: any JSON."
+
+    json_schema_file: Annotated[Path | None, Parameter(name=["--json-schema-file", "-jf"])] = None
+    "The same in a file."
+
+    def constraint(self) -> Constraint | None:
+        """What these options ask for, if anything.
+
+        Raises
+        ------
+        ConfigError
+            More than one is given; a file cannot be read; a grammar or schema cannot be used.
+        """
+        given = {
+            "--grammar": self.grammar,
+            "--grammar-file": self.grammar_file,
+            "--json-schema": self.json_schema,
+            "--json-schema-file": self.json_schema_file,
+        }
+        given = {flag: value for flag, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ConfigError(f"give only one of {' and '.join(given)}")
+        for flag, value in given.items():
+            text = _text_of(flag, value) if isinstance(value, Path) else str(value)
+            return constraint_of(grammar=text) if "grammar" in flag else Constraint("schema", text)
+        return None
+
+
+def _text_of(flag: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {flag} {path}: {error}") from None

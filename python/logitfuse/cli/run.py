@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from logitfuse.cli import output
 from logitfuse.cli.answer import stream_answer
-from logitfuse.cli.options import Flag, ModelOptions, SamplingOptions
+from logitfuse.cli.options import ConstraintOptions, Flag, ModelOptions, SamplingOptions
 from logitfuse.cli.report import run_report, run_tables
 from logitfuse.config import FuseConfig, build
 from logitfuse.errors import ConfigError
@@ -36,6 +36,7 @@ def run(
     json: Flag = False,
     models: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
+    constraint: ConstraintOptions | None = None,
 ) -> None:
     """Answer one prompt; text from a pipe is put before it.
 
@@ -46,6 +47,8 @@ def run(
         cat notes.txt | logitfuse run --chat "Summarise this." -e pair.toml
 
         logitfuse run "2 + 2 =" -m a.gguf -m b.gguf --weights 0.7,0.3 --json
+
+        logitfuse run --chat "Three colours?" -e pair.toml -j '{"type": "array", "maxItems": 3}'
 
     Parameters
     ----------
@@ -80,6 +83,7 @@ def run(
         max_tokens=predict if predict > 0 else None,
         stop=tuple(stop or ()),
         ignore_end=ignore_eos,
+        constraint=constraint.constraint() if constraint else None,
     )
     fuse, load_s = load(config)
     try:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from logitfuse.constraint import Constraint
 from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
 
@@ -36,6 +37,10 @@ class Request:
         Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
+    constraint : Constraint or None
+        What the answer may be.  It ends where nothing but the end may follow, even with
+        `ignore_end`; at `max_tokens` it is a beginning of what it may be.  All log-probabilities,
+        the members' too, are then normalised over the tokens that may come (see `Guide`).
     time_limit : float or None
         Seconds after which the answer ends, the prompt included.
 
@@ -51,6 +56,7 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int = 0
+    constraint: Constraint | None = None
     time_limit: float | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 from logitfuse import _core
@@ -64,7 +65,7 @@ class Bytes(Engine):
     A unit goes from the present text to the next place where some member needs a forward pass, so
     units exclude each other and their pooled probabilities sum to 1.  Sampling parameters act on
     units.  A text prompt may end anywhere, also inside a word: its last tokens are read as bytes
-    ("token healing").
+    ("token healing"), unless what follows is constrained.
 
     Parameters
     ----------
@@ -105,6 +106,9 @@ class Bytes(Engine):
 
     Notes
     -----
+    A constraint takes from each member's distributions the tokens that cannot come, along every
+    tokenisation; the members that are left with these are pooled.
+
     Exact byte-level probabilities: Phan et al., arXiv 2410.09303.  Covering trees: Hayase et al.,
     arXiv 2506.14123.  Beams: Vieira et al., arXiv 2412.03719.
     """
@@ -182,7 +186,8 @@ class Bytes(Engine):
     def _open_reader(self, i: int) -> None:
         prompt = self._prompts[i]
         heal = self._heals and bool(prompt.text)
-        self._readers[i].open(prompt.tokens, heal=heal, ahead=self._ahead)
+        allowed = None if self._guide is None else partial(self._guide.allowed, i)
+        self._readers[i].open(prompt.tokens, heal=heal, ahead=self._ahead, allowed=allowed)
 
     def _begin(self, i: int) -> None:
         if self._reads_prompt:  # for the evidence only: the readers go over the prompt themselves
@@ -235,13 +240,17 @@ class Bytes(Engine):
         ]
         if not any(vote > 0 for vote in self._votes):
             raise FusionError("no member can spell the text any further")
-        self._search.read(
+        read = partial(
+            self._search.read,
             self._votes,
             reply.unfinished,
             may_end=not request.ignore_end,
             history=self._history.values.tolist(),
-            excluded=self._excluded,
         )
+        read(excluded=self._excluded)
+        if self._excluded and len(self._search.candidates(1)) == 0:
+            self._excluded = []  # what waited can spell nothing but the same
+            read()
 
     def _draw(self, sampler: _core.Sampler, request: Request) -> _Choice:
         """A unit from the pool."""

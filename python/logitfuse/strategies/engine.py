@@ -18,6 +18,7 @@ from logitfuse import _core, chat
 from logitfuse.alignment import align
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError
 from logitfuse.evidence import Span, spans_of
+from logitfuse.guide import Guide
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName
 from logitfuse.sampling import WHOLE_POOL, make_sampler
@@ -112,6 +113,8 @@ class Engine(ABC):
         self._prompts: Mapping[int, Prompt] = {}
         #: The text that is scored; the members may read it ahead.
         self._ahead = b""
+        #: Along a reply that is constrained.
+        self._guide: Guide | None = None
         #: Prompts are scored, for `_evidence`.
         self._reads_prompt = False
         self._threads = [
@@ -139,6 +142,8 @@ class Engine(ABC):
         ------
         PromptError, ContextLengthError, FusionError
             Before the first chunk.
+        ConfigError
+            The request's constraint has become too complex, or leads nowhere.
         MemberError
             A member failed; `MemberError.text` is the answer so far.
         """
@@ -159,8 +164,8 @@ class Engine(ABC):
         """The steps in which this strategy would have said a text: teacher forcing.
 
         The units of the steps join to the text, and their log-probabilities sum to that of a reply
-        that begins with it.  Nothing truncates or biases: of a request's sampling parameters only
-        the limits of `top_logprobs` count.  See each strategy for what a unit is.
+        that begins with it.  Nothing truncates, biases or constrains: of a request's sampling
+        parameters only the limits of `top_logprobs` count.  See each strategy for what a unit is.
 
         Parameters
         ----------
@@ -190,6 +195,7 @@ class Engine(ABC):
             max_tokens=None,
             stop=(),
             top_logprobs=max(1, request.top_logprobs),
+            constraint=None,
         )
         started = time.perf_counter()
         reply, at = ReplyText(), 0
@@ -217,6 +223,9 @@ class Engine(ABC):
         """Begin a reply; returns the stop strings."""
         started = time.perf_counter()
         self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
+        self._guide = None
+        if request.constraint is not None:
+            self._guide = Guide(request.constraint, [member.vocab for member in self.members])
         self._prompts = self.render(request.prompt) if prompts is None else prompts
         stops = self._prefill(request, sampler)
         self.stats.prefill_s = time.perf_counter() - started
@@ -351,13 +360,18 @@ class Engine(ABC):
         if not step.unit:
             return "stop", ""
         text = reply.append(step.unit)
-        if reply.stopped:
+        if reply.stopped or self._is_complete(reply):
             return "stop", text
         if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
             return "length", text
         if request.time_limit is not None and seconds >= request.time_limit:
             return "length", text
         return (None if self._follow(reply, step) else "length"), text
+
+    def _is_complete(self, reply: ReplyText) -> bool:
+        """Whether a constrained reply can only end."""
+        guide = self._guide
+        return guide is not None and guide.complete(self._running[0], reply.raw)
 
     def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
         """Run `move` for these members (all that run) at once, and note how long that took."""

@@ -180,7 +180,7 @@ class Fuse(TokenEngine):
         if self.solo is None or len(self._running) == 1:
             pass
         elif not isinstance(self.solo, Certain):
-            asked = self._ask_primary(self.solo, primary, weights)
+            asked = self._ask_primary(self.solo, primary, weights, reply)
         elif self._lossless(sampler, request):
             asked = self._ask_in_turn(primary, weights, reply, request)
         if asked is not None:
@@ -192,20 +192,22 @@ class Fuse(TokenEngine):
             votes[i] = vote
         if self.pool.kind == "contrast":
             _keep_base(votes, weights)
-        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes)
+        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes, reply)
         return _Asked(votes, primary)
 
-    def _ask_primary(self, solo: Solo, primary: int, weights: Sequence[float]) -> _Asked | None:
+    def _ask_primary(
+        self, solo: Solo, primary: int, weights: Sequence[float], reply: ReplyText
+    ) -> _Asked | None:
         """Only the primary, if the rule lets it speak alone."""
         (voter,) = self._schedule.look([primary])
         if weights[primary] <= 0 or voter.row is None or not self._able(voter):
             return None
         votes = [weight if i == primary else 0.0 for i, weight in enumerate(weights)]
-        self._read(self._row_pool, {primary: voter}, votes)
+        self._read(self._row_pool, {primary: voter}, votes, reply)
         if not solo(RowFeatures(self._row_pool, len(self.alignment), voter.row)):
             return None
         if self._row_pool is not self._pool:
-            self._read(self._pool, {primary: voter}, votes)
+            self._read(self._pool, {primary: voter}, votes, reply)
         return _Asked(votes, primary)
 
     def _ask_in_turn(
@@ -222,7 +224,7 @@ class Fuse(TokenEngine):
             missing -= weights[i]
             votes[i] = weights[i] if self._able(voters[i]) else 0.0
             if sum(votes) > missing:
-                self._read(self._pool, voters, votes)
+                self._read(self._pool, voters, votes, reply)
                 settled = self._pool.certain_without(missing)
                 if settled >= 0 and self._may_follow(reply, settled, request):
                     return _Asked(votes, primary, settled=True)

@@ -45,8 +45,8 @@ class Mix(TokenEngine):
 
     It is the linear pool exactly if nothing truncates, penalises or biases.  Top-k, top-p, min-p,
     typical-p, temperature, penalties and biases act on the drawn member's own distribution, and so
-    does the rule that the text stays valid UTF-8: a mixture of truncated distributions is not the
-    truncated mixture.
+    do constraints and the rule that the text stays valid UTF-8: a mixture of truncated
+    distributions is not the truncated mixture.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Mix(TokenEngine):
         speaker, voter = self._draw()
         votes = [0.0] * len(self.members)
         votes[speaker] = 1.0
-        self._read(self._pool, {speaker: voter}, votes)
+        self._read(self._pool, {speaker: voter}, votes, reply)
         step = self._make_step(*self._choose(reply, sampler, request), "led", request)
         with self.stats.sampling():
             sampler.accept(step.symbol)
@@ -88,14 +88,14 @@ class Mix(TokenEngine):
         self, reply: ReplyText, sampler: _core.Sampler, request: Request
     ) -> Sequence[float]:
         """All of them: the distribution of what a drawn member says."""
-        del reply, sampler, request
+        del sampler, request
         voters = self._schedule.look(self._running)
         gate = GATES["always" if self._one_vocab else "boundary"]
         given = gate(voters, [self.weights[i] for i in self._running])
         votes = [0.0] * len(self.members)
         for i, vote in zip(self._running, given, strict=True):
             votes[i] = vote
-        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes)
+        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes, reply)
         return votes
 
     def _draw(self) -> tuple[int, Voter]:

@@ -210,7 +210,7 @@ class TokenEngine(Engine):
         ) -> tuple[int, bytes] | None:
             votes = [float(k == i) for k in range(len(self.members))]
             try:
-                self._read(self._pool, {i: voter}, votes)
+                self._read(self._pool, {i: voter}, votes, text)
                 fused, index = self._choose(text, fork, request)
             except FusionError:  # the step itself says so, if it comes to that
                 return None
@@ -290,7 +290,19 @@ class TokenEngine(Engine):
             top=tuple((bytes_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
         )
 
-    @staticmethod
-    def _read(pool: _core.Pool, voters: Mapping[int, Voter], votes: Sequence[float]) -> None:
-        """Let a pool read the rows of those that vote."""
-        pool.read([voters[i].row if vote else None for i, vote in enumerate(votes)], votes)
+    def _read(
+        self,
+        pool: _core.Pool,
+        voters: Mapping[int, Voter],
+        votes: Sequence[float],
+        reply: ReplyText,
+    ) -> None:
+        """Let a pool read the rows of those that vote, and what may follow the reply."""
+        rows = [voters[i].row if vote else None for i, vote in enumerate(votes)]
+        if self._guide is None:
+            pool.read(rows, votes)
+            return
+        guide, text = self._guide, reply.raw
+        asked = self._running if self._projects else np.flatnonzero(votes).tolist()
+        allowed = [guide.allowed(i, text) if i in asked else None for i in range(len(rows))]
+        pool.read(rows, votes, allowed)

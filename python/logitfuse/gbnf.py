@@ -1,0 +1,182 @@
+"""llama.cpp's grammars (GBNF) in llguidance's dialect of Lark.
+
+GBNF knows no lexer: a grammar says which characters may follow, one at a time.  Lark's lexer takes
+the longest match, so that ``[a-z]+ "x"`` as two terminals never ends.  Here every terminal is one
+character, and the languages are the same.
+
+The syntax is that of llama.cpp's own parser (``grammars/README.md`` there), but for its references
+to tokens: members with different vocabularies have no tokens in common.
+"""
+
+from __future__ import annotations
+
+import re
+
+from logitfuse.errors import ConfigError
+
+#: Parentheses in parentheses.
+_DEEPEST = 64
+_ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]"}
+_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def gbnf_to_lark(text: str) -> str:
+    """The same grammar as Lark.
+
+    Raises
+    ------
+    ConfigError
+        It is no GBNF; the line and what is wrong there are said.
+    """
+    return _Reader(text).read()
+
+
+class _Reader:
+    """Reads a grammar from its first character to its last."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._depth = 0
+        self._names: dict[str, str] = {"root": "r0"}
+        self._used: dict[str, int] = {"root": 0}  # and where
+        self._rules: dict[str, str] = {}
+
+    def read(self) -> str:
+        """All of it."""
+        self._skip(lines=True)
+        while self._at < len(self._text):
+            self._rule()
+        for name, at in self._used.items():
+            if name not in self._rules:
+                self._at = at
+                raise self._error(f"there is no rule '{name}'")
+        rules = (f"{self._names[name]}: {body}" for name, body in self._rules.items())
+        return "\n".join(["start: r0", *rules])
+
+    def _rule(self) -> None:
+        name = self._match(r"[A-Za-z0-9-]+")
+        if not name:
+            raise self._error("a rule begins with its name (letters, digits and -)")
+        self._names.setdefault(name, f"r{len(self._names)}")
+        self._skip()
+        if not self._match("::="):
+            raise self._error(f"'::=' is missing behind '{name}'")
+        self._skip(lines=True)
+        self._rules[name] = self._choice()
+        if self._at < len(self._text) and self._text[self._at] not in "\r\n":
+            raise self._error(f"unexpected {self._text[self._at]!r}")
+        self._skip(lines=True)
+
+    def _choice(self) -> str:
+        """Alternatives; on the outermost level they end with the line."""
+        choices = [self._sequence()]
+        while self._match(r"\|"):
+            self._skip(lines=True)
+            choices.append(self._sequence())
+        return " | ".join(choices)
+
+    def _sequence(self) -> str:
+        items: list[str] = []
+        while item := self._item():
+            self._skip(lines=self._depth > 0)
+            items.append(self._repeated(item))
+        return " ".join(items) or '""'
+
+    def _item(self) -> str:
+        """What stands for itself; empty: nothing does here."""
+        if self._match('"'):
+            return self._literal()
+        if self._match(r"\["):
+            return self._one_of()
+        if self._match(r"\."):
+            return "/(?s:.)/"
+        if self._match(r"\("):
+            return self._group()
+        if self._match("!?<"):
+            raise self._error("tokens cannot be named, since every member has its own; spell them")
+        at = self._at
+        name = self._match(r"[A-Za-z0-9-]+")
+        if name:
+            self._used.setdefault(name, at)
+            self._names.setdefault(name, f"r{len(self._names)}")
+        return self._names[name] if name else ""
+
+    def _group(self) -> str:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._error(f"more than {_DEEPEST} parentheses in one another")
+        self._skip(lines=True)
+        inside = self._choice()
+        if not self._match(r"\)"):
+            raise self._error("')' is missing")
+        self._depth -= 1
+        return f"({inside})"
+
+    def _literal(self) -> str:
+        characters = []
+        while not self._match('"'):
+            characters.append(f"/{_code(self._character('a string'))}/")
+        return f"({' '.join(characters)})" if characters else '""'
+
+    def _one_of(self) -> str:
+        negated = "^" if self._match(r"\^") else ""
+        ranges = []
+        while not self._match("]"):
+            first = last = self._character("a character class")
+            if self._match(r"-(?!\])"):
+                last = self._character("a character class")
+            if last < first:
+                raise self._error(f"the range {first!r} to {last!r} is empty")
+            ranges.append(_code(first) if first == last else f"{_code(first)}-{_code(last)}")
+        if not ranges and not negated:
+            raise self._error("'[]' matches no character")
+        return f"/[{negated}{''.join(ranges)}]/" if ranges else "/(?s:.)/"
+
+    def _character(self, where: str) -> str:
+        """One character, which may be written as an escape."""
+        if self._at == len(self._text):
+            raise self._error(f"{where} does not end")
+        character = self._text[self._at]
+        self._at += 1
+        if character != "\\":
+            return character
+        kind = self._match(r"[\s\S]")
+        if kind in _ESCAPES:
+            return _ESCAPES[kind]
+        digits = self._match(rf"[0-9A-Fa-f]{{{_HEX_DIGITS[kind]}}}") if kind in _HEX_DIGITS else ""
+        if not digits:
+            raise self._error(f"unknown escape '\\{kind}'")
+        if int(digits, 16) > 0x10FFFF or int(digits, 16) in _SURROGATES:
+            raise self._error(f"'\\{kind}{digits}' is no character")
+        return chr(int(digits, 16))
+
+    def _repeated(self, item: str) -> str:
+        """An item with what is behind it: ``*``, ``+``, ``?`` or ``{m,n}``, any number of them."""
+        while mark := self._match(r"[*+?]|\{\s*\d+\s*(,\s*\d*\s*)?\}"):
+            self._skip(lines=self._depth > 0)
+            item = f"({item}){''.join(mark.split())}"
+        if self._match(r"\{"):
+            raise self._error("repetitions are {m}, {m,} or {m,n}")
+        return item
+
+    def _match(self, pattern: str) -> str:
+        """Takes what matches here; empty: nothing."""
+        found = re.compile(pattern).match(self._text, self._at)
+        if found is None:
+            return ""
+        self._at = found.end()
+        return found[0]
+
+    def _skip(self, *, lines: bool = False) -> None:
+        """Passes blanks and comments, and line breaks if they mean nothing here."""
+        self._match(r"(?:[ \t\r\n]|#[^\r\n]*)*" if lines else r"[ \t]*(?:#[^\r\n]*)?")
+
+    def _error(self, what: str) -> ConfigError:
+        line = self._text.count("\n", 0, self._at) + 1
+        return ConfigError(f"the grammar is wrong in line {line}: {what}", key="grammar")
+
+
+def _code(character: str) -> str:
+    return rf"\x{{{ord(character):x}}}"
