@@ -18,6 +18,8 @@ from logitfuse.errors import ConfigError
 _DEEPEST = 64
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
+#: What can be repeated as it stands.
+_ATOM = re.compile(r"\w+|/[^/]*/")
 _SURROGATES = range(0xD800, 0xE000)
 
 
@@ -42,6 +44,7 @@ class _Reader:
         self._names: dict[str, str] = {"root": "r0"}
         self._used: dict[str, int] = {"root": 0}  # and where
         self._rules: dict[str, str] = {}
+        self._parts: dict[str, str] = {}  # rules that have no name in the grammar
 
     def read(self) -> str:
         """All of it."""
@@ -52,8 +55,8 @@ class _Reader:
             if name not in self._rules:
                 self._at = at
                 raise self._error(f"there is no rule '{name}'")
-        rules = (f"{self._names[name]}: {body}" for name, body in self._rules.items())
-        return "\n".join(["start: r0", *rules])
+        rules = {self._names[name]: body for name, body in self._rules.items()} | self._parts
+        return "\n".join(["start: r0", *(f"{name}: {body}" for name, body in rules.items())])
 
     def _rule(self) -> None:
         name = self._match(r"[A-Za-z0-9-]+")
@@ -112,13 +115,19 @@ class _Reader:
         if not self._match(r"\)"):
             raise self._error("')' is missing")
         self._depth -= 1
-        return f"({inside})"
+        return self._part(inside)
+
+    def _part(self, body: str) -> str:
+        """A rule of its own: llguidance takes few parentheses in one another."""
+        name = f"p{len(self._parts)}"
+        self._parts[name] = body
+        return name
 
     def _literal(self) -> str:
         characters = []
         while not self._match('"'):
             characters.append(f"/{_code(self._character('a string'))}/")
-        return f"({' '.join(characters)})" if characters else '""'
+        return " ".join(characters) or '""'
 
     def _one_of(self) -> str:
         negated = "^" if self._match(r"\^") else ""
@@ -156,7 +165,7 @@ class _Reader:
         """An item with what is behind it: ``*``, ``+``, ``?`` or ``{m,n}``, any number of them."""
         while mark := self._match(r"[*+?]|\{\s*\d+\s*(,\s*\d*\s*)?\}"):
             self._skip(lines=self._depth > 0)
-            item = f"({item}){''.join(mark.split())}"
+            item = f"{item if _ATOM.fullmatch(item) else self._part(item)}{''.join(mark.split())}"
         if self._match(r"\{"):
             raise self._error("repetitions are {m}, {m,} or {m,n}")
         return item
