@@ -354,7 +354,7 @@ void ByteBeam::next(std::span<float> out) const {
     total += mass;
   }
   for (std::size_t b = 0; b < kByteOutcomes; ++b) {
-    out[b] = static_cast<float>(log_of(masses[b] / total));
+    out[b] = total > 0.0 ? static_cast<float>(log_of(masses[b] / total)) : -kInf;
   }
 }
 

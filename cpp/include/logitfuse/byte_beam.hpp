@@ -119,8 +119,8 @@ class ByteBeam {
   /// The id of the most probable path.
   std::int32_t best() const;
 
-  /// Log-probabilities (nats) of the next byte and the end, [kByteOutcomes].  The waiting paths'
-  /// share goes in equal parts to what the others do not spell.  Throws FusionError if rows are
+  /// Log-probabilities (nats) of the next byte and the end, [kByteOutcomes]; all -inf where nothing
+  /// is allowed.  The waiting paths' share goes in equal parts to what the others do not spell.  Throws FusionError if rows are
   /// wanted or the beam is dead.
   void next(std::span<float> out) const;
 
