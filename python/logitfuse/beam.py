@@ -136,9 +136,12 @@ class Beam:
             tokens = self._prompt + self.member.tokenize(reply)
             if not self._has_room(len(tokens)):
                 return False
-            rest = self.begin(tokens)
+            # Some tokenizers drop what they cannot spell.
+            whole = self.member.vocab.join(tokens[len(self._prompt) :]) == reply
+            start = None if whole or self._allowed is None else len(tokens)
+            rest = self.begin(tokens, start=start, reply=reply)
             if self.push(rest) < len(rest):  # its end has no other tokenisation
-                self.begin(tokens, start=len(tokens))
+                self.begin(tokens, start=len(tokens), reply=reply)
         return True
 
     def _has_room(self, n_tokens: int) -> bool:
@@ -176,7 +179,9 @@ class Beam:
         """Tokens of the longest path."""
         return max((path.n_tokens for path in self._paths.values()), default=0)
 
-    def begin(self, tokens: Sequence[int], *, start: int | None = None) -> bytes:
+    def begin(
+        self, tokens: Sequence[int], *, start: int | None = None, reply: bytes = b""
+    ) -> bytes:
         """Read a text anew.
 
         Parameters
@@ -186,6 +191,8 @@ class Beam:
         start : int, optional
             Take this many tokens as they are; the bytes of the others are only bytes, and have to
             be pushed.  By default all but the last few, as far as they are plain text.
+        reply : bytes
+            What they spell of the reply.
 
         Returns
         -------
@@ -203,7 +210,7 @@ class Beam:
         if start is None:
             start = self._heal_from(plan)
         rest = member.vocab.join(plan[start:])
-        self._reply = member.vocab.join(plan[len(self._prompt) : start])
+        self._reply = reply[: len(reply) - len(rest)]
         if by_state:
             del plan[start:]  # a state is forked where it is, so the trunk must not run ahead
         self._free = list(range(member.context.n_branches, 0, -1))

@@ -23,6 +23,8 @@ _ANY_OBJECT = {"type": "object"}
 #: White space between the parts of JSON is as in llama.cpp: enough to indent, but not without end,
 #: which small models like.
 _BLANKS = r" |\n{1,2}[ \t]{0,20}"
+#: The other option of a schema that says something about blanks.
+_COMPACT = "whitespace_flexible"
 #: Which tokens spell what is certain to come is left to the members.
 _OPTIONS = '%llguidance {"no_forcing": true}'
 #: What messages call a constraint, and the key that they name.
@@ -168,5 +170,6 @@ def _with_blanks(text: str) -> str:
             f"a JSON schema is an object or true, not {json.dumps(schema)}", key="json_schema"
         )
     options = schema.get("x-guidance", {})
-    blanks = {"whitespace_pattern": _BLANKS, **(options if isinstance(options, dict) else {})}
-    return json.dumps(schema | {"x-guidance": blanks})
+    if isinstance(options, dict) and not options.keys() & {"whitespace_pattern", _COMPACT}:
+        schema["x-guidance"] = {"whitespace_pattern": _BLANKS, **options}
+    return json.dumps(schema)

@@ -122,14 +122,18 @@ class TwoRows:
 
     def _read(self, two: bool, reply: bytes) -> None:
         before = self.member.row_before() if two else None
-        allowed = None if self._allowed is None else self._allowed(reply)
+        allowed = earlier = None
+        last = self.member.tokens[-1]
+        if self._allowed is not None:
+            allowed = self._allowed(reply)
+            unit = self.member.vocab.token_bytes(last)
+            if reply.endswith(unit):
+                earlier = self._allowed(reply.removesuffix(unit))
+            else:  # the tokenizer drops what it cannot spell
+                before = None
         if before is None:
             self.core.row(self.core.begin(), self.member.row, allowed)
         else:
-            last = self.member.tokens[-1]
-            earlier = None
-            if self._allowed is not None:
-                earlier = self._allowed(reply[: -len(self.member.vocab.token_bytes(last))])
             self.core.two_rows(before, last, self.member.row, earlier, allowed)
         self.core.take_dropped()
         self._expect()

@@ -98,6 +98,10 @@ def test_blanks_do_not_go_on_for_ever():
     loose = '{"type": "array", "x-guidance": {"whitespace_pattern": " *"}}'
     guide = Guide(untried("schema", loose), [vocab])
     assert accepts(b"[" + b" " * 100 + b"1")
+    compact = '{"type": "array", "x-guidance": {"whitespace_flexible": false}}'
+    guide = Guide(untried("schema", compact), [vocab])
+    assert accepts(b"[1,2]")
+    assert not accepts(b"[1, 2]")
 
 
 def test_texts_that_do_not_fit():
