@@ -60,8 +60,8 @@ void bind_bytes(py::module_& m) {
             const py::gil_scoped_release released;
             beam.two_rows(first, token, second, bits, more_bits);
           },
-          "before"_a.noconvert(), "token"_a, "after"_a.noconvert(),
-          "allowed_before"_a = py::none(), "allowed_after"_a = py::none())
+          "before"_a.noconvert(), "token"_a, "after"_a.noconvert(), "allowed_before"_a = py::none(),
+          "allowed_after"_a = py::none())
       .def(
           "push",
           [](ByteBeam& beam, const py::bytes& bytes) {

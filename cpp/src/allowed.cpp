@@ -14,8 +14,7 @@ void keep_allowed(const Vocab& vocab, TokenBits allowed, const float* row, float
   }
   for (const IdRange span : vocab.spans()) {
     for (std::int32_t token = span.begin; token < span.end; ++token) {
-      out[token] =
-          may_come(allowed, token) ? row[token] : -std::numeric_limits<float>::infinity();
+      out[token] = may_come(allowed, token) ? row[token] : -std::numeric_limits<float>::infinity();
     }
   }
 }

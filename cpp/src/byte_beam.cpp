@@ -86,8 +86,8 @@ std::vector<double> ByteBeam::spare_sums() {
   return sums;
 }
 
-// Fills scratch_ with what is proportional to the probabilities; returns their sum, 0 where there is
-// no finite maximum.
+// Fills scratch_ with what is proportional to the probabilities; returns their sum, 0 where there
+// is no finite maximum.
 double ByteBeam::exponentiate(const float* logits) {
   const Vocab& vocab = trie_->vocab();
   const Kernels& k = kernels();

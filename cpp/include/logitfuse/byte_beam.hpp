@@ -78,8 +78,8 @@ class ByteBeam {
   std::int32_t begin();
 
   /// The row of a wanted path: logits, float32 [vocab.size()], of which only the `allowed` tokens
-  /// count (empty: all).  A path that is left with none ends here.  Throws FusionError for NaN, +inf
-  /// or nothing but -inf, and for an id that is not wanted.
+  /// count (empty: all).  A path that is left with none ends here.  Throws FusionError for NaN,
+  /// +inf or nothing but -inf, and for an id that is not wanted.
   void row(std::int32_t id, const float* logits, TokenBits allowed = {});
 
   /// What one member that follows canonical tokens knows without another forward pass: its row
@@ -120,8 +120,8 @@ class ByteBeam {
   std::int32_t best() const;
 
   /// Log-probabilities (nats) of the next byte and the end, [kByteOutcomes]; all -inf where nothing
-  /// is allowed.  The waiting paths' share goes in equal parts to what the others do not spell.  Throws FusionError if rows are
-  /// wanted or the beam is dead.
+  /// is allowed.  The waiting paths' share goes in equal parts to what the others do not spell.
+  /// Throws FusionError if rows are wanted or the beam is dead.
   void next(std::span<float> out) const;
 
   std::span<const Hypothesis> hypotheses() const { return live_; }
