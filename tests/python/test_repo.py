@@ -134,6 +134,9 @@ class TestLayers:
     def test_only_the_command_line_knows_terminals(self, library: str) -> None:
         assert outside(importers(library), "cli/") == set()
 
+    def test_one_module_knows_the_library_of_grammars(self) -> None:
+        assert importers("llguidance") == {"grammar.py"}
+
     def test_one_room_knows_the_harness(self) -> None:
         assert outside(importers("lm_eval"), "harness/") == set()
         assert outside(importers("logitfuse.harness"), "harness/") == set()
