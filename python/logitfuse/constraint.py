@@ -69,7 +69,10 @@ class Constraint:
             self.text.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"the {name} holds half a character: {error}", key=key) from None
-        wrong = fault(self.grammar)
+        try:
+            wrong = fault(self.grammar)
+        except TimeoutError as error:
+            wrong = str(error)
         if self.kind != "lark":  # there is no such place in the text
             wrong = re.sub(r"^at \d+\(\d+\): ", "", wrong)
         if wrong:
@@ -103,7 +106,7 @@ def constraint_of(
 ) -> Constraint | None:
     """What a request asks for in the words of OpenAI, llama.cpp and llama-cpp-python.
 
-    The first use of a constraint takes a tenth of a second, which it is waited for.
+    What has not been asked for before is tried first, which takes a tenth of a second or more.
 
     Parameters
     ----------
@@ -132,7 +135,13 @@ def constraint_of(
     if grammar is not None:
         return Constraint("lark" if grammar.lstrip().startswith("%llguidance") else "gbnf", grammar)
     schema = json_schema if schema is None else schema
-    return None if schema is None else Constraint("schema", json.dumps(schema))
+    if schema is None:
+        return None
+    try:
+        text = json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the JSON schema is no JSON: {error}", key="json_schema") from None
+    return Constraint("schema", text)
 
 
 def _schema_of(response_format: Mapping[str, Any]) -> Any:

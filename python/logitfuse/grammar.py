@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +25,9 @@ from logitfuse.errors import ConfigError
 LIMITS: dict[str, Any] = {"step_max_items": 500_000, "verbose_errors": False}
 #: What a trial may cost: seconds, and bytes.  The stack is less than any thread of Python has, so
 #: that what passes here passes everywhere.
-_PATIENCE, _MEMORY, _STACK = 10, 2 << 30, 1 << 20
+_PATIENCE, _MEMORY, _STACK = 10, 1 << 30, 1 << 20
+#: So many trials at a time.
+_TRIALS = threading.BoundedSemaphore(2)
 #: llguidance takes tokens that begin with this byte for special ones; no UTF-8 text has it.
 _MARKER = b"\xff"
 #: Verdicts that are remembered, and the most characters of one.
@@ -98,19 +101,24 @@ def fault(grammar: str) -> str:
     ------
     ConfigError
         llguidance is not installed.
+    TimeoutError
+        It took too long to find out.
     """
     library()
-    command = [sys.executable, "-m", "logitfuse.grammar"]
+    # Not from the working directory, which may be anybody's.
+    command = [sys.executable, "-P", "-m", "logitfuse.grammar"]
     try:
-        subprocess.check_output(
-            command,
-            input=grammar.encode(),
-            stderr=subprocess.STDOUT,
-            timeout=_PATIENCE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        with _TRIALS:
+            subprocess.check_output(
+                command,
+                input=grammar.encode(),
+                stderr=subprocess.STDOUT,
+                timeout=_PATIENCE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
     except subprocess.TimeoutExpired:
-        return f"it is too complex: not understood within {_PATIENCE} seconds"
+        message = f"it is too complex: not understood within {_PATIENCE} seconds"
+        raise TimeoutError(message) from None
     except subprocess.CalledProcessError as error:
         if error.returncode == 1:
             return reason(error.output.decode(errors="replace"))
@@ -125,18 +133,19 @@ def _try(grammar: str) -> str:
     matcher = lib.LLMatcher(tokenizer([]), grammar, log_level=0, limits=limits)
     mask = matcher.compute_bitmask()
     if not matcher.is_error():
-        matcher.consume_token(next(b for b in range(len(mask) * 8) if mask[b // 8] >> b % 8 & 1))
+        first = next(bit for bit in range(len(mask) * 8) if mask[bit // 8] >> bit % 8 & 1)
+        matcher.consume_token(first)
         matcher.rollback(1)  # some options cannot be taken back
     return str(matcher.get_error())
 
 
 def _main() -> None:
-    try:
+    with suppress(ImportError, OSError, ValueError):  # not every system has such limits
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    except ImportError:  # Windows
-        pass
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        memory = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
+        resource.setrlimit(resource.RLIMIT_AS, (memory, most))
     found = ["it is too complex"]  # unless the trial comes to an end
 
     def run() -> None:

@@ -6,6 +6,7 @@ import json
 import string
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +114,21 @@ class TestConstraint:
         with pytest.raises(ConfigError, match=what):
             Constraint(kind, text)
 
+    def test_what_took_too_long_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The machine may have been busy."""
+        monkeypatch.setattr(grammar, "_PATIENCE", 0)
+        with pytest.raises(ConfigError, match="not understood within 0 seconds"):
+            Constraint("regex", "abc+")
+        monkeypatch.undo()
+        Constraint("regex", "abc+")
+
+    def test_nothing_comes_from_the_working_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "llguidance.py").write_text("raise SystemExit('mine')", encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        Constraint("regex", "abcd+")
+
     def test_unknown_kinds(self) -> None:
         with pytest.raises(ConfigError, match="'bnf'; known: schema, gbnf, lark, regex"):
             Constraint("bnf", "")  # type: ignore[arg-type]
@@ -181,6 +197,11 @@ class TestConstraintOf:
                 "only one of response_format and json_schema",
             ),
             ({"grammar": "", "json_schema": {}}, "json_schema", "grammar and json_schema"),
+            (
+                {"json_schema": {"const": b"x"}},
+                "json_schema",
+                "is no JSON: .*not JSON serializable",
+            ),
             ({"grammar": ""}, "grammar", "there is no rule 'root'"),
         ],
     )

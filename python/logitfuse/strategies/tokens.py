@@ -55,6 +55,13 @@ class TokenEngine(Engine):
         Bad weights, unknown pool.
     ConfigError
         No members, unknown alignment.
+
+    Notes
+    -----
+    A constraint leaves each member the tokens that may come, and members that are left with none
+    abstain.  The linear pool and the power mean are then what they are without it, restricted to
+    these tokens and normalised; so are, for members of one vocabulary, the log-linear pool and the
+    product.  The others compare the members as they are left.
     """
 
     _schedule: Schedule
