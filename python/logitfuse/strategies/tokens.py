@@ -17,7 +17,7 @@ from logitfuse.member import Member
 from logitfuse.pooling import TOP, PoolName, PoolOptions
 from logitfuse.projection import projection_for
 from logitfuse.schedules import Crew, Schedule
-from logitfuse.strategies.base import DecisionName, Request, Step, StepStream
+from logitfuse.strategies.base import Candidate, DecisionName, Request, Step, StepStream
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
 
@@ -288,6 +288,17 @@ class TokenEngine(Engine):
             wishes=tuple(None if best < 0 else bytes_of(best) for best in self._pool.best()),
             decision=decision,
             top=tuple((bytes_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
+            member_tops=self._member_tops(request.member_top),
+        )
+
+    def _member_tops(self, n: int) -> tuple[tuple[Candidate, ...], ...]:
+        """What each member would most probably have said, of what the pool has read."""
+        if n < 1:
+            return ()
+        bytes_of = self.alignment.symbol_bytes
+        return tuple(
+            tuple((bytes_of(symbol), logprob) for symbol, logprob in self._pool.best_of(i, n))
+            for i in range(len(self.members))
         )
 
     @staticmethod
