@@ -91,13 +91,9 @@ class TokenEngine(Engine):
             self.alignment._core.symbol,
         )
 
-    def _rank(self, i: int) -> tuple[float, int, int]:
-        """Members of large weight come first, and of several those with most tokens."""
-        return self.weights[i], len(self.members[i].vocab), -i
-
     def _project(self) -> None:
         """Project the members' own tokens onto the pivot's."""
-        pivot = max(self._running, key=self._rank)
+        pivot = self.scribe
         for i in self._running:
             if i == pivot:
                 continue
@@ -109,10 +105,10 @@ class TokenEngine(Engine):
     def score(self, request: Request, text: str | bytes) -> StepStream:
         """See `Engine.score`: along the canonical tokens of one member, the *scribe*.
 
-        That is the member of largest weight, or of several the one with most tokens; where it does
-        not vote, the next one that does.  Other ways to spell the text are left out, so its
-        probability is a lower bound, as is usual for single models.  The members read the text
-        ahead, in batches.
+        That is the member of largest weight, or of several the one with most tokens
+        (`Engine.scribe`); where it does not vote, the next one that does.  Other ways to spell the
+        text are left out, so its probability is a lower bound, as is usual for single models.  The
+        members read the text ahead, in batches.
         """
         usual = self._schedule
         try:
