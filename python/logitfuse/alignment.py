@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +169,10 @@ def _ends(vocab: Vocab, tokens: Sequence[int], length: int) -> set[int]:
     return {end - added for end in ends if end > added}
 
 
+#: By the identities of their vocabularies.
+_known: WeakValueDictionary[tuple[int, ...], Alignment] = WeakValueDictionary()
+
+
 def align(vocabs: Sequence[Vocab]) -> Alignment:
     """Join vocabularies by the exact bytes of their tokens.
 
@@ -184,5 +189,13 @@ def align(vocabs: Sequence[Vocab]) -> Alignment:
     ------
     VocabError
         The sequence is empty.
+
+    Notes
+    -----
+    The same vocabulary objects give the same alignment, as long as anybody holds it.
     """
-    return Alignment(vocabs)
+    key = tuple(id(vocab) for vocab in vocabs)  # they live as long as their alignment does
+    alignment = _known.get(key)
+    if alignment is None:
+        _known[key] = alignment = Alignment(vocabs)
+    return alignment

@@ -80,7 +80,7 @@ class TokenCache:
             How many tokens could stay, and how many had to go.
         """
         started = time.perf_counter()
-        common = _common_prefix(self.tokens, target)
+        common = common_prefix(self.tokens, target)
         dropped = len(self.tokens) - common
         if common == len(target) and self._knows_rows(min(lowest, common), common):
             if dropped:
@@ -156,6 +156,13 @@ class TokenCache:
         self.stats.decoded_tokens += len(tokens)
         self.stats.decode_s += time.perf_counter() - began
         return [self._context.row(back) for back in range(len(tokens), 0, -1)]
+
+    def borrow(self, other: TokenCache, n_tokens: int) -> None:
+        """Hold the first tokens of another text, whose cells they share."""
+        self.forget()
+        self._context.borrow(other._context, n_tokens)
+        self.tokens = other.tokens[:n_tokens]
+        self.nats = other.nats[:n_tokens]
 
     def forget(self) -> None:
         """Hold nothing."""
@@ -234,7 +241,8 @@ def _logprob(row: Row, token: int) -> float:
     return float(row[token]) - _core.log_sum_exp(row)
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
     n = min(len(a), len(b))
     if list(a[:n]) == list(b[:n]):  # one comparison in C for the common case
         return n

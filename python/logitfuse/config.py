@@ -15,6 +15,17 @@
     [[member]]
     model = "gemma-3-270m-q4_k_m.gguf"
     weight = 0.4
+
+A file may describe several ensembles of its members.  What stands above holds for all of them; each
+has a name, the parts that are its own, and if need be ``members`` (names) and ``weights``::
+
+    [[ensemble]]
+    name = "pair"
+
+    [[ensemble]]
+    name = "careful"
+    pool = "log-linear"
+    weights = [0.7, 0.3]
 """
 
 from __future__ import annotations
@@ -124,25 +135,64 @@ class FuseConfig(BaseModel):
 
 
 def load_config(path: str | PathLike[str]) -> FuseConfig:
-    """Read a TOML file; model paths in it are relative to the file.
+    """Read one ensemble of a TOML file.
+
+    Parameters
+    ----------
+    path : path
+        The file; ``FILE:NAME`` for one of several ensembles in it, by default the first.  Model
+        paths in it are relative to the file.
 
     Raises
     ------
     ConfigError
-        No such file, not TOML, an unknown key (the nearest one is named), a wrong value.
+        No such file or ensemble, not TOML, an unknown key (the nearest one is named), a wrong
+        value.
     """
     return parse_config(read_config(path), path=Path(path))
 
 
-def read_config(path: str | PathLike[str]) -> dict[str, Any]:
-    """What a TOML file says, unchecked but for its paths, which are relative to the file.
+def load_configs(path: str | PathLike[str]) -> list[FuseConfig]:
+    """Read all ensembles of a TOML file (of ``FILE:NAME``: that one).
 
     Raises
     ------
     ConfigError
-        No such file, not TOML.
+        As `load_config`; ensembles without names of their own, or of members that are not there.
     """
-    file = Path(path)
+    return [parse_config(data, path=Path(path)) for data in _read_all(path)]
+
+
+def read_config(path: str | PathLike[str]) -> dict[str, Any]:
+    """What a TOML file says of one ensemble (see `load_config`), unchecked.
+
+    Raises
+    ------
+    ConfigError
+        No such file or ensemble, not TOML.
+    """
+    return _read_all(path)[0]
+
+
+def _read_all(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    file, name = Path(path), ""
+    if not file.exists():
+        whole, _, part = str(path).rpartition(":")
+        if whole and Path(whole).exists():
+            file, name = Path(whole), part
+    ensembles = _split(_read_toml(file), file)
+    if not name:
+        return ensembles
+    known = [str(data.get("name")) for data in ensembles]
+    if name not in known:
+        raise ConfigError(
+            f"'{file}' has no ensemble '{name}'; known: {', '.join(known)}", path=file
+        )
+    return [ensembles[known.index(name)]]
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file, with paths that do not depend on where we are."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -157,6 +207,58 @@ def read_config(path: str | PathLike[str]) -> dict[str, Any]:
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = str(file.parent / table[key])
     return data
+
+
+def _split(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """What a file says of each of its ensembles."""
+    if "ensemble" not in data:
+        return [data]
+    tables = data["ensemble"]
+    if not (isinstance(tables, list) and tables and all(isinstance(t, dict) for t in tables)):
+        raise ConfigError("'ensemble' must be tables: [[ensemble]]", path=path, key="ensemble")
+    names = [table.get("name") for table in tables]
+    for name in names:
+        if not isinstance(name, str) or names.count(name) > 1:
+            raise ConfigError(
+                f"every [[ensemble]] needs a name of its own, not {name!r}", path=path, key="name"
+            )
+    common = {key: value for key, value in data.items() if key not in ("ensemble", "name")}
+    return [_split_off(common, dict(table), path) for table in tables]
+
+
+def _split_off(common: dict[str, Any], table: dict[str, Any], path: Path) -> dict[str, Any]:
+    entries = common.get("member")
+    if not isinstance(entries, list):
+        return {**common, **table}  # what is wrong is said when it is parsed
+    known = {_name_of(entry): entry for entry in entries if isinstance(entry, dict)}
+    chosen = table.pop("members", list(known))
+    weights = table.pop("weights", None)
+    if not isinstance(chosen, list) or not set(map(str, chosen)) <= known.keys():
+        raise ConfigError(
+            f"ensemble '{table['name']}' wants members {chosen!r}; there are {', '.join(known)}",
+            path=path,
+            key="members",
+        )
+    members = [dict(known[name]) for name in chosen]
+    if weights is not None:
+        if not isinstance(weights, list) or len(weights) != len(members):
+            raise ConfigError(
+                f"ensemble '{table['name']}' has {len(members)} members and needs as many "
+                f"weights, not {weights!r}",
+                path=path,
+                key="weights",
+            )
+        members = [{**member, "weight": w} for member, w in zip(members, weights, strict=True)]
+    both = common.get("sampling", {}), table.get("sampling", {})
+    if all(isinstance(sampling, dict) for sampling in both):
+        table["sampling"] = both[0] | both[1]
+    return {**common, **table, "member": members}
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    """How a file calls a member: by its name, or by the stem of its model."""
+    source = entry.get("model") or entry.get("hf") or ""
+    return str(entry.get("name") or Path(str(source)).stem)
 
 
 def parse_config(data: dict[str, Any], *, path: Path | None = None) -> FuseConfig:

@@ -15,7 +15,8 @@ Each says what was wrong, the value, and what to do; the data is also on the err
     ├── VocabError                         (ValueError)
     │   └── UnsupportedTokenizerError      .model_type
     ├── FusionError                        (ValueError)  .member  rows, weights, pools, sampling
-    └── ConfigError                        (ValueError)  .path .key
+    ├── ConfigError                        (ValueError)  .path .key
+    └── BusyError                          .retry_after .closing  come again later
 """
 
 from __future__ import annotations
@@ -154,3 +155,20 @@ class ConfigError(LogitfuseError, ValueError):
         super().__init__(message)
         self.path = path
         self.key = key
+
+
+class BusyError(LogitfuseError):
+    """A request that cannot be taken now.
+
+    Attributes
+    ----------
+    retry_after : float
+        Seconds after which it may be tried again.
+    closing : bool
+        Nothing is accepted any more.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, closing: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.closing = closing

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from logitfuse import _core
 from logitfuse.cache import MemberStats, TokenCache
@@ -64,6 +64,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def open_model(path: str | os.PathLike[str], **options: Any) -> tuple[LlamaModel, Vocab]:
+    """A model that can be a member, and its vocabulary.
+
+    Parameters
+    ----------
+    path : path
+    **options
+        Of `LlamaModel`.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelLoadError, UnsupportedTokenizerError
+    """
+    model = LlamaModel(path, **options)
+    model.require_generator()
+    return model, Vocab.from_llama(model)
+
+
 class Member:
     """One model of an ensemble.
 
@@ -111,24 +129,44 @@ class Member:
         repack: bool | None = None,
         n_branches: int = 0,
     ) -> None:
-        self.model = LlamaModel(
+        model, vocab = open_model(
             path,
             n_gpu_layers=n_gpu_layers,
             main_gpu=main_gpu,
             use_mmap=use_mmap,
             repack=repack,
         )
-        self.model.require_generator()
-        self.vocab = Vocab.from_llama(self.model)
-        self.name = name or self.model.path.stem
-        self.context = LlamaContext(
-            self.model,
-            n_ctx=self.model.default_n_ctx(n_ctx),
+        context = LlamaContext(
+            model,
+            n_ctx=model.default_n_ctx(n_ctx),
             n_batch=n_batch,
             n_threads=n_threads or cores(),
             flash_attn=flash_attn,
             n_branches=n_branches,
         )
+        self._settle(context, vocab, name or model.path.stem)
+
+    @classmethod
+    def of(cls, context: LlamaContext, vocab: Vocab, name: str) -> Member:
+        """A member for one of several texts that share a model.
+
+        Parameters
+        ----------
+        context : LlamaContext
+            The text's own.
+        vocab : Vocab
+            Of its model.
+        name : str
+        """
+        member = cls.__new__(cls)
+        member._settle(context, vocab, name)
+        return member
+
+    def _settle(self, context: LlamaContext, vocab: Vocab, name: str) -> None:
+        self.context = context
+        self.model = context.model
+        self.vocab = vocab
+        self.name = name
         #: The member's own belief that its last token ends where it ends (see `boundary`).
         self.boundary = 1.0
         #: It cannot spell the unfinished character at the end of the text: its row is stale.
@@ -221,6 +259,18 @@ class Member:
     def reset(self) -> None:
         """Forget everything: the next prompt is decoded from its first token."""
         self._cache.forget()
+
+    def borrow(self, other: Member, n_tokens: int) -> None:
+        """Hold the first tokens of another text of the same model, which need not be decoded again.
+
+        Parameters
+        ----------
+        other : Member
+            Its context shares a decoder with this one, and its memory can be cut.
+        n_tokens : int
+            At most as many as the other holds.
+        """
+        self._cache.borrow(other._cache, n_tokens)
 
     # -- moving on ----------------------------------------------------------------------------
 

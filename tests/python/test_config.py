@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Any
 import logitfuse.config
 import pytest
 from logitfuse import Ensemble
-from logitfuse.config import FuseConfig, MemberConfig, build, load_config, parse_config
+from logitfuse.config import (
+    FuseConfig,
+    MemberConfig,
+    build,
+    load_config,
+    load_configs,
+    parse_config,
+)
 from logitfuse.errors import ConfigError, LogitfuseError, ModelNotFoundError
 from logitfuse.strategies.fuse import Fuse
 
@@ -24,16 +32,17 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def docstring_example() -> str:
-    """The file in the docstring of `logitfuse.config`."""
+def docstring_examples() -> list[str]:
+    """The two files in the docstring of `logitfuse.config`; the second one adds to the first."""
     text = logitfuse.config.__doc__
     assert text is not None
-    return textwrap.dedent(text.split("::\n", 1)[1])
+    blocks = re.findall(r"::\n\n((?: {4}.*\n|\n)+)", text)
+    return [textwrap.dedent(block) for block in blocks]
 
 
 class TestFile:
     def test_the_example_of_the_docstring(self, tmp_path: Path) -> None:
-        config = load_config(write(tmp_path, docstring_example()))
+        config = load_config(write(tmp_path, docstring_examples()[0]))
         assert (config.name, config.pool, config.sampling.temperature) == ("pair", "linear", 0.7)
         assert [member.weight for member in config.member] == [0.6, 0.4]
         assert [member.model for member in config.member] == [
@@ -188,6 +197,113 @@ class TestProblems:
             build(parse_config({"member": entries}))
         assert caught.value.path == tmp_path / "nope.gguf"
         assert closed == ["smol"]
+
+
+SEVERAL = """
+    pool = "log-linear"
+    [sampling]
+    temperature = 0.5
+    top_k = 7
+    [[member]]
+    model = "a.gguf"
+    [[member]]
+    name = "b"
+    model = "two.gguf"
+    weight = 3
+    [[ensemble]]
+    name = "both"
+    [[ensemble]]
+    name = "careful"
+    pool = "min"
+    weights = [0.7, 0.3]
+    sampling = { temperature = 0 }
+    [[ensemble]]
+    name = "alone"
+    members = ["b"]
+    """
+
+
+class TestSeveral:
+    """Several ensembles in one file."""
+
+    def test_the_example_of_the_docstring(self, tmp_path: Path) -> None:
+        pair, careful = load_configs(write(tmp_path, "".join(docstring_examples())))
+        assert (pair.name, careful.name) == ("pair", "careful")
+        assert (pair.pool, careful.pool) == ("linear", "log-linear")
+        assert [entry.weight for entry in pair.member] == [0.6, 0.4]
+        assert [entry.weight for entry in careful.member] == [0.7, 0.3]
+
+    def test_what_they_share_and_what_is_their_own(self, tmp_path: Path) -> None:
+        both, careful, alone = load_configs(write(tmp_path, SEVERAL))
+        assert [c.pool for c in (both, careful, alone)] == ["log-linear", "min", "log-linear"]
+        samplings = [config.sampling for config in (both, careful, alone)]
+        assert [(s.temperature, s.top_k) for s in samplings] == [(0.5, 7), (0, 7), (0.5, 7)]
+        assert [entry.weight for entry in both.member] == [1, 3]
+        assert [entry.weight for entry in careful.member] == [0.7, 0.3]
+        assert [(entry.name, entry.weight) for entry in alone.member] == [("b", 3)]
+        assert alone.member[0].model == tmp_path / "two.gguf"
+
+    def test_one_of_them(self, tmp_path: Path) -> None:
+        path = write(tmp_path, SEVERAL)
+        configs = load_configs(path)
+        assert load_config(path) == configs[0]
+        for config in configs:
+            assert load_config(f"{path}:{config.name}") == config
+            assert load_configs(f"{path}:{config.name}") == [config]
+        with pytest.raises(ConfigError, match="no ensemble 'nope'; known: both, careful, alone"):
+            load_config(f"{path}:nope")
+
+    def test_a_file_of_one(self, tmp_path: Path) -> None:
+        path = write(tmp_path, docstring_examples()[0])
+        assert load_configs(path) == [load_config(path)] == [load_config(f"{path}:pair")]
+
+    def test_a_colon_in_a_name(self, tmp_path: Path) -> None:
+        folder = tmp_path / "a:b"
+        folder.mkdir()
+        path = write(folder, SEVERAL)
+        assert load_config(path).name == "both"
+        assert load_config(f"{path}:alone").name == "alone"
+        with pytest.raises(ConfigError, match="cannot read"):
+            load_config(tmp_path / "a:c" / "ensemble.toml")
+
+    @pytest.mark.parametrize(
+        ("was", "becomes", "key", "message"),
+        [
+            ('name = "both"', "", "name", "needs a name of its own, not None"),
+            ('name = "both"', "name = 3", "name", "not 3"),
+            ('name = "both"', 'name = "alone"', "name", "not 'alone'"),
+            (
+                'members = ["b"]',
+                'members = ["c"]',
+                "members",
+                "wants members .'c'.; there are a, b",
+            ),
+            ('members = ["b"]', "members = 5", "members", "wants members 5"),
+            ('members = ["b"]', "members = []", "member", "at least 1"),
+            ("[0.7, 0.3]", "[1]", "weights", "has 2 members and needs as many weights"),
+            ("[0.7, 0.3]", "1", "weights", "not 1"),
+            ("[0.7, 0.3]", '["x", 1]', "member.0.weight", "not 'x'"),
+            ("temperature = 0 ", "temperature = -1", "sampling.temperature", "not -1"),
+            ("sampling = { temperature = 0 }", "sampling = 3", "sampling", "not 3"),
+            ('pool = "min"', 'pol = "min"', "pol", "did you mean 'pool'"),
+            ("[[ensemble]]", "[ensemble]", None, "TOML"),
+        ],
+    )
+    def test_refusals(
+        self, tmp_path: Path, was: str, becomes: str, key: str | None, message: str
+    ) -> None:
+        text = SEVERAL.replace(was, becomes, 1)
+        assert text != SEVERAL
+        with pytest.raises(ConfigError, match=message) as caught:
+            load_configs(write(tmp_path, text))
+        assert caught.value.key == key
+        assert caught.value.path == tmp_path / "ensemble.toml"
+
+    @pytest.mark.parametrize("tables", ["ensemble = 3", "ensemble = []", "ensemble = [1]"])
+    def test_no_tables(self, tmp_path: Path, tables: str) -> None:
+        with pytest.raises(ConfigError, match="must be tables") as caught:
+            load_configs(write(tmp_path, tables))
+        assert caught.value.key == "ensemble"
 
 
 def test_configurations_are_frozen() -> None:

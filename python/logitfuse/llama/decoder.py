@@ -184,6 +184,16 @@ class LlamaDecoder:
                 piece._batch = self._count
         return code
 
+    def undo(self, piece: Piece) -> bool:
+        """Forget what a failed `decode` may have left of a piece; False if that cannot be."""
+        first: dict[int, int] = {}
+        n = len(piece.tokens)
+        sequences = np.broadcast_to(piece.sequences, n).tolist()
+        positions = np.broadcast_to(piece.positions, n).tolist()
+        for sequence, position in zip(sequences, positions, strict=True):
+            first.setdefault(sequence, position)
+        return all(self.cut(sequence, position) for sequence, position in first.items())
+
     def row(self, piece: Piece, back: int = 1) -> Row:
         """Logits after the ``back``-th last token of a piece that has been decoded.
 

@@ -40,6 +40,8 @@ class Request:
         How many of the best symbols each `Step` lists.
     member_top : int
         How many of each member's own candidates each `Step` lists.
+    time_limit : float or None
+        Seconds after which the answer ends, the prompt included.
 
     Raises
     ------
@@ -54,6 +56,7 @@ class Request:
     ignore_end: bool = False
     top_logprobs: int = 0
     member_top: int = 0
+    time_limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:

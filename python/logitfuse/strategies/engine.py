@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -41,8 +41,12 @@ _log = logging.getLogger("logitfuse")
 _TURNS = ThreadPoolExecutor(1, thread_name_prefix="logitfuse-turns")
 
 
+#: Runs several moves at once and gives their results in order.
+Join: TypeAlias = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+
+
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
     """A member's own rendering of the prompt."""
 
     tokens: list[int]
@@ -79,6 +83,8 @@ class Engine(ABC):
     threads_alone: int | None = None
     #: Other engines of this process decode while this one rests.
     in_turns = False
+    #: Runs several moves at once; None: each member moves in a thread of its own.
+    join: Join | None = None
 
     def __init__(
         self,
@@ -103,7 +109,7 @@ class Engine(ABC):
         vocabs = [members[i].vocab for i in self._running]
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
         self._noticed: set[Member] = set()
-        self._prompts: dict[int, _Prompt] = {}
+        self._prompts: Mapping[int, Prompt] = {}
         #: The text that is scored; the members may read it ahead.
         self._ahead = b""
         #: Prompts are scored, for `_evidence`.
@@ -129,8 +135,14 @@ class Engine(ABC):
         for member in self.members:
             member.close()
 
-    def stream(self, request: Request) -> ChunkStream:
+    def stream(self, request: Request, prompts: Mapping[int, Prompt] | None = None) -> ChunkStream:
         """Answer a request, one chunk per step and a last one with the finish reason.
+
+        Parameters
+        ----------
+        request : Request
+        prompts : mapping of int to Prompt, optional
+            From `render`, if that has been done.
 
         Raises
         ------
@@ -141,12 +153,12 @@ class Engine(ABC):
         """
         started = time.perf_counter()
         sampler = make_sampler(request.sampling, self.alignment)
-        reply = ReplyText(self._open(request, sampler))
+        reply = ReplyText(self._open(request, sampler, prompts))
         with self._answering(reply, started):
             finish: FinishReason | None = None
             while finish is None:
                 step = self._timed(lambda: self._step(reply, sampler, request))
-                finish, text = self._extend(reply, step, request)
+                finish, text = self._extend(reply, step, request, time.perf_counter() - started)
                 if finish is not None:
                     text += reply.flush()
                 self.stats.total_s = time.perf_counter() - started
@@ -205,10 +217,16 @@ class Engine(ABC):
         finally:
             self._ahead = b""
 
-    def _open(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
+    def _open(
+        self,
+        request: Request,
+        sampler: _core.Sampler,
+        prompts: Mapping[int, Prompt] | None = None,
+    ) -> tuple[str, ...]:
         """Begin a reply; returns the stop strings."""
         started = time.perf_counter()
         self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
+        self._prompts = self.render(request.prompt) if prompts is None else prompts
         stops = self._prefill(request, sampler)
         self.stats.prefill_s = time.perf_counter() - started
         return stops
@@ -247,9 +265,7 @@ class Engine(ABC):
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:
         """Bring the running members to their renderings of the prompt; returns the stop strings."""
         stops = list(request.stop)
-        self._prompts = {}
-        for i in self._running:
-            self._prompts[i] = prompt = self._render(self.members[i], request.prompt)
+        for i, prompt in self._prompts.items():
             ahead = self.members[i].tokenize(self._ahead) if self._ahead else []
             self.members[i].require_room(prompt.tokens + ahead)  # before anybody decodes
             stops += prompt.stop
@@ -267,19 +283,29 @@ class Engine(ABC):
         """Bring a member to its prompt."""
         self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
 
-    def _render(self, member: Member, prompt: Any) -> _Prompt:
+    def render(self, prompt: Any) -> dict[int, Prompt]:
+        """Every running member's own tokens for a prompt (see `Request.prompt`).
+
+        Raises
+        ------
+        PromptError
+            It is empty, malformed, or refused by a chat template.
+        """
+        return {i: self._render(self.members[i], prompt) for i in self._running}
+
+    def _render(self, member: Member, prompt: Any) -> Prompt:
         """A member's own tokens for the prompt, and what else ends its replies."""
         if isinstance(prompt, str | bytes):
             text = prompt.encode("utf-8", "surrogatepass") if isinstance(prompt, str) else prompt
             if self._ahead and not text:  # a document that is scored from its beginning
-                return _Prompt([member.opening], b"")
-            return _Prompt(member.tokenize_prompt(text), text)
+                return Prompt([member.opening], b"")
+            return Prompt(member.tokenize_prompt(text), text)
         if all(isinstance(item, int) for item in prompt):
             if self.alignment.identical and len(prompt):  # symbols are tokens
                 tokens = member.check_prompt(prompt)
-                return _Prompt(tokens, member.vocab.join(tokens))
+                return Prompt(tokens, member.vocab.join(tokens))
             text = from_character(b"".join(self.alignment.spell(prompt)))
-            return _Prompt(member.tokenize_prompt(text), text)
+            return Prompt(member.tokenize_prompt(text), text)
         rendered = chat.render(member.model, prompt)
         if rendered.plain and member not in self._noticed:
             self._noticed.add(member)
@@ -288,7 +314,7 @@ class Engine(ABC):
             )
         text = rendered.text.encode("utf-8", "surrogatepass")
         tokens = member.tokenize_prompt(text)
-        return _Prompt(tokens, text, rendered.stop, spans_of(chat.check_messages(prompt), text))
+        return Prompt(tokens, text, rendered.stop, spans_of(chat.check_messages(prompt), text))
 
     def _evidence(self) -> list[PromptEvidence]:
         """How each member reads the prompt; of one that does not run, nothing is known."""
@@ -328,7 +354,7 @@ class Engine(ABC):
         return step
 
     def _extend(
-        self, reply: ReplyText, step: Step, request: Request
+        self, reply: ReplyText, step: Step, request: Request, seconds: float
     ) -> tuple[FinishReason | None, str]:
         """Add a step to the reply and bring the members there, unless the answer is over."""
         if not step.unit:
@@ -338,17 +364,33 @@ class Engine(ABC):
             return "stop", text
         if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
             return "length", text
+        if request.time_limit is not None and seconds >= request.time_limit:
+            return "length", text
         return (None if self._follow(reply, step) else "length"), text
 
     def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
-        """Run `move` for these members (all that run), each in its own thread.
+        """Run `move` for these members (all that run) at once, and note how long that took."""
+        chosen = self._running if who is None else list(who)
+        started = time.perf_counter()
+        before = [self.members[i].stats.decode_s for i in chosen]
+        results = (
+            self._in_threads(move, chosen)
+            if self.join is None
+            else self.join([partial(move, i) for i in chosen])
+        )
+        decoding = max(
+            self.members[i].stats.decode_s - was for i, was in zip(chosen, before, strict=True)
+        )
+        self.stats.decode_s += decoding
+        self.stats.sync_s += time.perf_counter() - started - decoding
+        return results
+
+    def _in_threads(self, move: Callable[[int], Any], chosen: Sequence[int]) -> list[Any]:
+        """Run `move` for these members, each in its own thread.
 
         A member that moves alone gets the cores of all.
         Ctrl-C does not reach those threads.
         """
-        chosen = self._running if who is None else list(who)
-        started = time.perf_counter()
-        before = [self.members[i].stats.decode_s for i in chosen]
         alone = len(chosen) == 1 and (self.in_turns or len(self._running) > 1)
         contexts = [self.members[i].context for i in chosen]
         own = [context.n_threads for context in contexts]
@@ -357,17 +399,11 @@ class Engine(ABC):
             contexts[0].set_threads(self.threads_alone or running)
         futures = [(_TURNS if alone else self._threads[i]).submit(move, i) for i in chosen]
         try:
-            results = [future.result() for future in futures]
+            return [future.result() for future in futures]
         finally:
             wait(futures)  # on errors and Ctrl-C too: no member may be left half-way
             for context, threads in zip(contexts, own, strict=True):
                 context.set_threads(threads)
-        decoding = max(
-            self.members[i].stats.decode_s - was for i, was in zip(chosen, before, strict=True)
-        )
-        self.stats.decode_s += decoding
-        self.stats.sync_s += time.perf_counter() - started - decoding
-        return results
 
     def _process(self, sampler: _core.Sampler, fused: _core.Fused, *, whole: bool) -> bool:
         """Penalties and biases; False: they forbid all that is listed, but it is not the whole."""

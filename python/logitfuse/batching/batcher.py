@@ -1,0 +1,296 @@
+"""Continuous batching: many requests at once, over one set of models."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from logitfuse.assembly import check_parts, n_branches
+from logitfuse.batching.conductor import Cancelled, Conductor, Task
+from logitfuse.batching.slots import Slot, Slots, load, unload
+from logitfuse.config import FuseConfig
+from logitfuse.errors import BusyError, ConfigError, LogitfuseError
+from logitfuse.strategies.base import Chunk, Request, Step
+from logitfuse.strategies.engine import Engine, Prompt
+from logitfuse.strategies.stats import RunStats
+
+_log = logging.getLogger("logitfuse")
+
+#: llama.cpp holds so many sequences per context.
+_MAX_SEQUENCES = 256
+#: Seconds after which somebody who was sent away may come again.
+_RETRY_AFTER = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes
+    ----------
+    config : FuseConfig
+        Of an ensemble that is served, or one with other parts of the same members.
+    request : Request
+    text : str or bytes, optional
+        It is scored (see `Engine.score`); by default the request is answered.
+    after : Ticket, optional
+        Begin when this one's prompt has been read, to share it.
+    """
+
+    config: FuseConfig
+    request: Request
+    text: str | bytes | None = None
+    after: Ticket | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of a job that ended well.
+
+    Attributes
+    ----------
+    stats : RunStats
+    cached_tokens : int
+        Of the first member's prompt, which did not have to be decoded.
+    """
+
+    stats: RunStats
+    cached_tokens: int
+
+
+#: A piece of an answer; a step of a text that is scored; the end; or what went wrong, an end too.
+Event: TypeAlias = Chunk | Step | Done | Exception
+Listener: TypeAlias = Callable[[Event], object]
+
+
+class Ticket:
+    """A job that was accepted."""
+
+    def __init__(self, job: Job, listener: Listener) -> None:
+        self.job = job
+        self._listener = listener
+        self.task = Task()
+        #: Its prompt has been read, or it has ended.
+        self.begun = threading.Event()
+
+    def cancel(self) -> None:
+        """Let it end within a step; no further event is certain to come.  For any thread."""
+        self.task.cancelled = True
+
+    def tell(self, event: Event) -> None:
+        """Tell the listener; one that cannot hear any more has left."""
+        self.begun.set()
+        if self.task.cancelled:
+            return
+        try:
+            self._listener(event)
+        except Exception:
+            _log.exception("a listener failed; its request is cancelled")
+            self.cancel()
+
+
+class Batcher:
+    """Answers requests as they come, all members decoding those of all requests in one batch.
+
+    Parameters
+    ----------
+    configs : sequence of FuseConfig
+        The ensembles that are served; members that are described alike are loaded once.
+    slots : int
+        How many requests are answered at once.  Each has the context of its members, so memory
+        grows with it.
+    queue : int
+        How many may wait besides.
+
+    Raises
+    ------
+    ModelError, UnsupportedTokenizerError, FusionError, ConfigError
+
+    Notes
+    -----
+    A request is answered as it would be alone, up to what a batch costs in bits: llama.cpp's
+    products of quantised weights depend on how many tokens are decoded at once.
+    """
+
+    def __init__(self, configs: Sequence[FuseConfig], *, slots: int = 4, queue: int = 64) -> None:
+        if slots < 1:
+            raise ConfigError(f"slots must be at least 1, not {slots}", key="slots")
+        for config in configs:
+            check_parts(config)
+        self.configs = tuple(configs)
+        self.queue = queue
+        self._lock = threading.Lock()
+        self._waiting: deque[Ticket] = deque()
+        self._running: set[Ticket] = set()
+        self._closing = False
+        branches = max(n_branches(config) for config in configs)
+        if slots * (1 + branches) > _MAX_SEQUENCES:
+            raise ConfigError(
+                f"{slots} slots of {1 + branches} sequences are more than llama.cpp's "
+                f"{_MAX_SEQUENCES}; take fewer slots or a smaller beam",
+                key="slots",
+            )
+        self._models = load(configs, slots, 1 + branches)
+        self._conductor = Conductor([model.decoder for model in self._models])
+        self._slots = Slots(
+            [Slot(self._models, k, branches, self._conductor) for k in range(slots)]
+        )
+        self._conductor.make_room = self._slots.make_room
+        try:
+            for config in configs:  # what does not go together is said now
+                self.engine(config)
+        except BaseException:
+            unload(self._models)
+            raise
+        self._thread = threading.Thread(
+            target=self._conductor.run, name="logitfuse-batcher", daemon=True
+        )
+        self._thread.start()
+
+    # -- for any thread -------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """How many requests are answered at once."""
+        return len(self._slots)
+
+    @property
+    def active(self) -> int:
+        """Requests that are being answered."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    def engine(self, config: FuseConfig) -> Engine:
+        """An engine of an ensemble, to ask for its alignment and its members' vocabularies.
+
+        Raises
+        ------
+        ConfigError, FusionError
+            Parts that do not go together.
+        """
+        return next(iter(self._slots)).engine(config)
+
+    def submit(self, job: Job, listener: Listener) -> Ticket:
+        """Have a job done as soon as there is a slot.
+
+        Parameters
+        ----------
+        job : Job
+        listener : callable
+            Told every event, in the batcher's own thread: it must be quick.
+
+        Raises
+        ------
+        BusyError
+            Too many wait already, or the batcher is closing.
+        """
+        ticket = Ticket(job, listener)
+        with self._lock:
+            if self._closing:
+                raise BusyError(
+                    "the server is shutting down", retry_after=_RETRY_AFTER, closing=True
+                )
+            if len(self._waiting) >= self.queue + max(0, self.slots - len(self._running)):
+                raise BusyError(
+                    f"{len(self._running)} requests are being answered and {len(self._waiting)} "
+                    "wait; come again later",
+                    retry_after=_RETRY_AFTER,
+                )
+            self._waiting.append(ticket)
+        self._conductor.post(self._admit)
+        return ticket
+
+    def drain(self) -> None:
+        """Accept nothing more; what runs goes on, what waits is sent away."""
+        with self._lock:
+            self._closing = True
+            waiting, self._waiting = self._waiting, deque()
+        for ticket in waiting:
+            ticket.tell(self._shutting_down())
+
+    def close(self) -> None:
+        """End everything within a step, and free the models."""
+        self.drain()
+        for ticket in tuple(self._running):
+            ticket.cancel()
+        self._conductor.post(self._stop_when_idle)
+        self._thread.join()
+        unload(self._models)
+
+    @staticmethod
+    def _shutting_down() -> BusyError:
+        return BusyError("the server is shutting down", retry_after=_RETRY_AFTER, closing=True)
+
+    # -- the batcher's own thread ---------------------------------------------------------------
+
+    def _stop_when_idle(self) -> None:
+        if self._running:
+            self._conductor.post(self._stop_when_idle)
+        else:
+            self._conductor.stop()
+
+    def _admit(self) -> None:
+        """Start those who wait, as far as there are slots."""
+        while self._slots.free and (ticket := self._next()) is not None:
+            try:
+                slot, prompts = self._place(ticket.job)
+            except LogitfuseError as error:
+                ticket.tell(error)
+                continue
+            self._running.add(ticket)
+            self._conductor.start(partial(self._work, ticket, slot, prompts), ticket.task)
+
+    def _next(self) -> Ticket | None:
+        """The first that need not wait for another."""
+        with self._lock:
+            for ticket in self._waiting:
+                first = ticket.job.after
+                if first is None or first.begun.is_set() or first.task.cancelled:
+                    self._waiting.remove(ticket)
+                    return ticket
+        return None
+
+    def _place(self, job: Job) -> tuple[Slot, Mapping[int, Prompt] | None]:
+        """Take a slot for a job; also gives the members' renderings of its prompt."""
+        engine = self.engine(job.config)
+        if job.text is not None:
+            return self._slots.take(engine, {}), None
+        prompts = engine.render(job.request.prompt)
+        tokens = {i: prompt.tokens for i, prompt in prompts.items()}
+        return self._slots.take(engine, tokens), prompts
+
+    def _work(self, ticket: Ticket, slot: Slot, prompts: Mapping[int, Prompt] | None) -> None:
+        """Do a job; runs as a task."""
+        job = ticket.job
+        try:
+            engine = slot.engine(job.config)
+            stream = (
+                engine.stream(job.request, prompts)
+                if job.text is None
+                else engine.score(job.request, job.text)
+            )
+            with closing(stream):
+                for event in stream:
+                    ticket.tell(event)
+                    if ticket.task.cancelled:
+                        return
+            ticket.tell(Done(engine.stats, engine.members[0].stats.reused_tokens))
+        except Cancelled:
+            pass
+        except Exception as error:  # whatever it is: the others go on
+            ticket.tell(error)
+        finally:
+            ticket.begun.set()
+            self._slots.release(slot)
+            self._running.discard(ticket)
+            self._admit()
