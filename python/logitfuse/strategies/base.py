@@ -16,6 +16,8 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 #: How a step was decided: by one member alone, by all alike, by a majority of the pooled
 #: probability, or by the pool.
 DecisionName: TypeAlias = Literal["led", "agree", "certain", "fused"]
+#: A unit and its log-probability, nats.
+Candidate: TypeAlias = tuple[bytes, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Request:
         Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
+    member_top : int
+        How many of each member's own candidates each `Step` lists.
     time_limit : float or None
         Seconds after which the answer ends, the prompt included.
 
@@ -51,6 +55,7 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int = 0
+    member_top: int = 0
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +85,10 @@ class Step:
     decision : {"led", "agree", "certain", "fused"}
     top : tuple of (bytes, float)
         The best symbols with their pooled log-probabilities.
+    member_tops : tuple of tuple of (bytes, float)
+        Each member's own best candidates with its own log-probabilities, nats, best first: its wish
+        is the first.  Empty for a member that did not vote; no entries at all if none were asked
+        for (`Request.member_top`).
     """
 
     symbol: int
@@ -88,7 +97,8 @@ class Step:
     member_logprobs: tuple[float, ...]
     wishes: tuple[bytes | None, ...]
     decision: DecisionName
-    top: tuple[tuple[bytes, float], ...] = ()
+    top: tuple[Candidate, ...] = ()
+    member_tops: tuple[tuple[Candidate, ...], ...] = ()
 
     @property
     def finite_logprobs(self) -> list[float]:

@@ -30,7 +30,7 @@ from logitfuse.strategies.base import (
     StepStream,
 )
 from logitfuse.strategies.stats import RunStats
-from logitfuse.text import ReplyText, valid_text
+from logitfuse.text import ReplyText, from_character, valid_text
 from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
@@ -118,6 +118,15 @@ class Engine(ABC):
             ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
             for member in self.members
         ]
+
+    @property
+    def scribe(self) -> int:
+        """Whose tokens texts are cut into: the member of largest weight, or with most tokens."""
+        return max(self._running, key=self._rank)
+
+    def _rank(self, i: int) -> tuple[float, int, int]:
+        """Members of large weight come first, and of several those with most tokens."""
+        return self.weights[i], len(self.members[i].vocab), -i
 
     def close(self) -> None:
         """Free the members' models."""
@@ -295,7 +304,7 @@ class Engine(ABC):
             if self.alignment.identical and len(prompt):  # symbols are tokens
                 tokens = member.check_prompt(prompt)
                 return Prompt(tokens, member.vocab.join(tokens))
-            text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
+            text = from_character(b"".join(self.alignment.spell(prompt)))
             return Prompt(member.tokenize_prompt(text), text)
         rendered = chat.render(member.model, prompt)
         if rendered.plain and member not in self._noticed:
