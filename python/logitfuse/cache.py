@@ -178,6 +178,17 @@ class TokenCache:
         self.tokens = other.tokens[:n_tokens]
         self.nats = other.nats[:n_tokens]
 
+    def settle(self, branch: int, tokens: list[int]) -> None:
+        """Hold what a branch does, and that is these tokens."""
+        self._context.fork(branch, 0)
+        self.nats = self.nats[: common_prefix(self.tokens, tokens)]
+        self.nats += [math.nan] * (len(tokens) - len(self.nats))
+        self.tokens = list(tokens)
+        self.rows.cut(0)
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
+            self._checkpoints.append((len(tokens), self._context.save()))
+
     def forget(self) -> None:
         """Hold nothing."""
         self._context.clear()

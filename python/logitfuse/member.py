@@ -448,6 +448,10 @@ class Member:
         self._cache.append(token)
         return True
 
+    def settle(self, branch: int, tokens: list[int]) -> None:
+        """Let the cache hold what a branch does, and that is these tokens."""
+        self._cache.settle(branch, tokens)
+
     # -- branches -----------------------------------------------------------------------------
 
     def extend(self, tokens: list[int]) -> list[Row]:

@@ -224,6 +224,10 @@ class Bytes(Engine):
                     self._history.observe([p / len(step.unit) for p in own])
         return step
 
+    def _settle(self) -> None:
+        for i in self._running:
+            self._readers[i].settle()
+
     def _wake(self, i: int) -> object:
         return self._readers[i].follow(b"", b"", (), wake=True)
 

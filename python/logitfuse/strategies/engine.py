@@ -154,15 +154,20 @@ class Engine(ABC):
         started = time.perf_counter()
         sampler = make_sampler(request.sampling, self.alignment)
         reply = ReplyText(self._open(request, sampler, prompts))
+        finish: FinishReason | None = None
         with self._answering(reply, started):
-            finish: FinishReason | None = None
             while finish is None:
                 step = self._timed(lambda: self._step(reply, sampler, request))
                 finish, text = self._extend(reply, step, request, time.perf_counter() - started)
                 if finish is not None:
                     text += reply.flush()
+                    self._settle()
                 self.stats.total_s = time.perf_counter() - started
-                yield Chunk(text, (step,), finish)
+                try:
+                    yield Chunk(text, (step,), finish)
+                except GeneratorExit:  # stopped in the middle
+                    self._settle()
+                    raise
 
     def score(self, request: Request, text: str | bytes) -> StepStream:
         """The steps in which this strategy would have said a text: teacher forcing.
@@ -343,6 +348,9 @@ class Engine(ABC):
         bool
             False: a context is full, the answer ends here.
         """
+
+    def _settle(self) -> None:  # noqa: B027 (most have nothing to do)
+        """The reply has ended: let the members' caches hold what a later prompt may begin with."""
 
     def _follow_given(self, reply: ReplyText, step: Step) -> Step:
         """Bring the members behind a step of a given text; returns it with what that cost."""
