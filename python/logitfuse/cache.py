@@ -172,9 +172,10 @@ class TokenCache:
         return [self._context.row(back) for back in range(len(tokens), 0, -1)]
 
     def borrow(self, other: TokenCache, n_tokens: int) -> None:
-        """Hold the first tokens of another text, whose cells they share."""
+        """Hold the first tokens of another text, whose cells they share; or nothing."""
         self.forget()
-        self._context.borrow(other._context, n_tokens)
+        if not self._context.borrow(other._context, n_tokens):
+            return
         self.tokens = other.tokens[:n_tokens]
         self.nats = other.nats[:n_tokens]
 
