@@ -159,15 +159,30 @@ class Engine(ABC):
             while finish is None:
                 step = self._timed(lambda: self._step(reply, sampler, request))
                 finish, text = self._extend(reply, step, request, time.perf_counter() - started)
-                if finish is not None:
-                    text += reply.flush()
-                    self._settle()
-                self.stats.total_s = time.perf_counter() - started
-                try:
-                    yield Chunk(text, (step,), finish)
-                except GeneratorExit:  # stopped in the middle
-                    self._settle()
-                    raise
+                yield from self._give(reply, text, (step,), finish, started)
+                if finish is None and not self._follow(reply, step):
+                    finish = "length"
+                    yield from self._give(reply, "", (), finish, started)
+
+    def _give(
+        self,
+        reply: ReplyText,
+        text: str,
+        steps: tuple[Step, ...],
+        finish: FinishReason | None,
+        started: float,
+    ) -> ChunkStream:
+        """Give a chunk away; the caches settle where it is the last one, or nobody wants more."""
+        if finish is not None:
+            text += reply.flush()
+            self._settle()
+        self.stats.total_s = time.perf_counter() - started
+        try:
+            yield Chunk(text, steps, finish)
+        except GeneratorExit:
+            if finish is None:
+                self._settle()
+            raise
 
     def score(self, request: Request, text: str | bytes) -> StepStream:
         """The steps in which this strategy would have said a text: teacher forcing.
@@ -364,7 +379,7 @@ class Engine(ABC):
     def _extend(
         self, reply: ReplyText, step: Step, request: Request, seconds: float
     ) -> tuple[FinishReason | None, str]:
-        """Add a step to the reply and bring the members there, unless the answer is over."""
+        """Add a step to the reply; tells whether the answer is over, and what is new for sure."""
         if not step.unit:
             return "stop", ""
         text = reply.append(step.unit)
@@ -374,7 +389,7 @@ class Engine(ABC):
             return "length", text
         if request.time_limit is not None and seconds >= request.time_limit:
             return "length", text
-        return (None if self._follow(reply, step) else "length"), text
+        return None, text
 
     def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
         """Run `move` for these members (all that run) at once, and note how long that took."""
