@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "bind.hpp"
 #include "logitfuse/error.hpp"
@@ -230,6 +231,23 @@ void bind_pool(py::module_& m) {
              }
              return symbols;
            })
+      .def(
+          "best_of",
+          [](Pool& pool, std::size_t member, std::int32_t n) {
+            if (member >= pool.alignment().members()) {
+              throw py::index_error("there are " + std::to_string(pool.alignment().members()) +
+                                    " members");
+            }
+            std::vector<Own> best;
+            {
+              const py::gil_scoped_release released;
+              best = pool.best_of(member, n);
+            }
+            std::vector<std::pair<std::int32_t, float>> pairs;
+            for (const Own own : best) pairs.emplace_back(own.symbol, own.logprob);
+            return pairs;
+          },
+          "member"_a, "n"_a)
       .def(
           "draw",
           [](const Pool& pool, double place) {

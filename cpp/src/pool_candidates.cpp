@@ -135,6 +135,36 @@ const Fused& Pool::candidates(std::int32_t top, std::span<const std::int32_t> fo
   return sorted_;
 }
 
+// Tokens of one symbol are summed, so the best tokens need not hold the best symbols: more of them
+// are looked at until no other symbol can be better.
+std::vector<Own> Pool::best_of(std::size_t m, std::int32_t n) {
+  std::vector<Own> own;
+  if (n < 1 || !members_[m].present) return own;
+  const Member& member = members_[m];
+  const std::int32_t first = best(m);
+  const auto wanted = static_cast<std::size_t>(n);
+  for (std::int32_t top = n;; top = top < kAll / 8 ? top * 8 : kAll) {
+    select(m, top);
+    own.clear();
+    const auto add = [&](std::int32_t symbol) { own.push_back({symbol, logprob(m, symbol)}); };
+    for (const Entry& entry : member.best) add(alignment_->symbol(m, entry.id));
+    add(first);
+    if (alignment_->end() != kNone) add(alignment_->end());
+    std::erase_if(own, [](const Own& a) { return a.logprob == -kInf; });
+    std::sort(own.begin(), own.end(), [first](const Own& a, const Own& b) {
+      if (a.logprob != b.logprob) return a.logprob > b.logprob;
+      if ((a.symbol == first) != (b.symbol == first)) return a.symbol == first;
+      return a.symbol < b.symbol;
+    });
+    const auto same = [](const Own& a, const Own& b) { return a.symbol == b.symbol; };
+    own.erase(std::unique(own.begin(), own.end(), same), own.end());
+    const bool enough = own.size() >= wanted && own[wanted - 1].logprob >= member.bound;
+    if (!enough && member.bound != -kInf) continue;
+    if (own.size() > wanted) own.resize(wanted);
+    return own;
+  }
+}
+
 const Fused& Pool::score(std::int32_t symbol) {
   fused_.symbols.assign(1, symbol);
   fused_.member_logprobs.resize(members_.size());

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitfuse import _core
+from logitfuse.errors import PromptError
 from logitfuse.vocab import TokenKind, Vocab
 
 
@@ -78,6 +79,19 @@ class Alignment:
             There is no such symbol.
         """
         return self._core.symbol_bytes(symbol)
+
+    def spell(self, symbols: Sequence[int]) -> list[bytes]:
+        """Bytes of each of these symbols.
+
+        Raises
+        ------
+        PromptError
+            There is no such symbol.
+        """
+        try:
+            return [self.symbol_bytes(symbol) for symbol in symbols]
+        except IndexError as error:
+            raise PromptError(f"{error}; take symbols from tokenize") from None
 
     def lookup(self, text: bytes) -> int | None:
         """The symbol that spells exactly these bytes."""

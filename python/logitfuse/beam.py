@@ -39,6 +39,17 @@ class _Path:
 
     branch: int  # 0: the trunk, of which it holds the first `n_tokens`
     n_tokens: int
+    token: int = -1  # the last one, of a branch
+    behind: _Path | None = None  # what a branch goes on from
+
+    def tokens(self, trunk: list[int]) -> list[int]:
+        """All of them, from the beginning of the trunk."""
+        own: list[int] = []
+        path = self
+        while path.behind is not None:
+            own.append(path.token)
+            path = path.behind
+        return trunk[: path.n_tokens] + own[::-1]
 
 
 class Beam:
@@ -174,6 +185,12 @@ class Beam:
         finally:
             self.core.set_prune(prune)
 
+    def settle(self) -> None:
+        """Let the trunk hold the likeliest tokenisation: a later prompt may begin with it."""
+        path = self._paths.get(self.core.best)
+        if path is not None and path.branch:
+            self.member.settle(path.branch, path.tokens(self._plan))
+
     @property
     def n_tokens(self) -> int:
         """Tokens of the longest path."""
@@ -296,7 +313,7 @@ class Beam:
                 continue
             branch = self._free.pop()
             context.fork(path.branch, branch, path.n_tokens if path.branch == 0 else -1)
-            self._paths[wanted] = _Path(branch, path.n_tokens + 1)
+            self._paths[wanted] = _Path(branch, path.n_tokens + 1, token, path)
             ids.append(wanted)
             if parent == self._canonical and self._known[path.n_tokens :][:1] == [token]:
                 self._expect(wanted)

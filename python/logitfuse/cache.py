@@ -81,6 +81,11 @@ class TokenCache:
         """
         started = time.perf_counter()
         common = common_prefix(self.tokens, target)
+        nats = self.nats[:common]
+        if score:
+            common = self._scored(common)
+            if common < len(target) and self.rows.after(common) is None:
+                common = max(0, common - 1)  # its row scores the next token
         dropped = len(self.tokens) - common
         if common == len(target) and self._knows_rows(min(lowest, common), common):
             if dropped:
@@ -97,10 +102,19 @@ class TokenCache:
         self.stats.sync_s += time.perf_counter() - started
         if score:
             self._score(target[kept:], kept)
+            self.nats[kept : kept + 1] = nats[kept : kept + 1] or [math.nan]
         else:
             outputs = len(target) - max(kept, min(lowest, len(target)) - 1)
             self._decode(target[kept:], outputs=min(outputs, self._context.n_batch))
         return kept, dropped
+
+    def _scored(self, n: int) -> int:
+        """How many of the first `n` tokens are known to be as probable as `nats` says.
+
+        The others are read again where scores are wanted: what is made of these must not depend on
+        what was read before.
+        """
+        return next((k for k in range(1, n) if math.isnan(self.nats[k])), n)
 
     def _knows_rows(self, first: int, last: int) -> bool:
         """Whether the rows after so many tokens need no decode."""
@@ -158,11 +172,23 @@ class TokenCache:
         return [self._context.row(back) for back in range(len(tokens), 0, -1)]
 
     def borrow(self, other: TokenCache, n_tokens: int) -> None:
-        """Hold the first tokens of another text, whose cells they share."""
+        """Hold the first tokens of another text, whose cells they share; or nothing."""
         self.forget()
-        self._context.borrow(other._context, n_tokens)
+        if not self._context.borrow(other._context, n_tokens):
+            return
         self.tokens = other.tokens[:n_tokens]
         self.nats = other.nats[:n_tokens]
+
+    def settle(self, branch: int, tokens: list[int]) -> None:
+        """Hold what a branch does, and that is these tokens."""
+        self._context.fork(branch, 0)
+        self.nats = self.nats[: common_prefix(self.tokens, tokens)]
+        self.nats += [math.nan] * (len(tokens) - len(self.nats))
+        self.tokens = list(tokens)
+        self.rows.cut(0)
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
+            self._checkpoints.append((len(tokens), self._context.save()))
 
     def forget(self) -> None:
         """Hold nothing."""

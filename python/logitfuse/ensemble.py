@@ -10,6 +10,7 @@ from typing import Any, Self
 from logitfuse.completions import ChatFormat, CompletionFormat, Response, llama_request, text_of
 from logitfuse.config import FuseConfig, build, load_config, parse_config
 from logitfuse.constraint import LlamaGrammar
+from logitfuse.echo import score_prompt, tokenize
 from logitfuse.errors import ConfigError, LogitfuseError, PromptError
 from logitfuse.strategies.base import ChunkStream, Message, Request
 from logitfuse.strategies.engine import Engine
@@ -194,7 +195,8 @@ class Ensemble:
         logprobs : int, optional
             List this many best symbols per token; log-probabilities are the pool's.
         echo : bool
-            Begin the text with the prompt; log-probabilities are those of the answer alone.
+            Begin the text with the prompt, and the log-probabilities with those of its tokens (see
+            `logitfuse.echo`): the first one has none, and the end is a token too.
         stream : bool
             Give an iterator of chunks instead.
         grammar : str or llama_cpp.LlamaGrammar, optional
@@ -229,10 +231,12 @@ class Ensemble:
             grammar=grammar,
         )
         said = text if echo else ""
+        listed = echo and logprobs is not None
+        scores = score_prompt(self.generator, prompt, logprobs or 0) if listed else ()
         if stream:
-            return form.stream(self.stream(request), said)
+            return form.stream(self.stream(request), said, scores)
         chunks = list(self.stream(request))
-        return form.whole(chunks, self.stats.prompt_tokens, said)
+        return form.whole(chunks, self.stats.prompt_tokens, said, scores)
 
     __call__ = create_completion
 
@@ -362,7 +366,9 @@ class Ensemble:
     # -- tokens -------------------------------------------------------------------------------
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Symbols of a text, cut as the first member cuts it.
+        """Symbols of a text, cut as the member cuts it along whose tokens texts are scored.
+
+        That is the one of largest weight, or of several the one with most tokens.
 
         Parameters
         ----------
@@ -379,18 +385,15 @@ class Ensemble:
         PromptError
             Special tokens were asked of different vocabularies.
         """
-        first = self.generator.members[0]
-        if self.generator.alignment.identical:
-            tokens = first.model.tokenize(text, parse_special=special)
-            bos = first.model.bos
-            return [bos, *tokens] if add_bos and first.model.add_bos and bos is not None else tokens
-        if special:
+        engine = self.generator
+        if special and not engine.alignment.identical:
             raise PromptError(
                 "members with different vocabularies share no special tokens; pass the prompt as "
                 "text, or as chat messages"
             )
-        symbols = [self.generator.alignment.symbol(0, token) for token in first.tokenize(text)]
-        return [symbol for symbol in symbols if symbol is not None]
+        scribe = engine.members[engine.scribe]
+        begins = add_bos and engine.alignment.identical and scribe.model.add_bos
+        return [scribe.opening] * begins + tokenize(engine, text, special=special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes that symbols spell.
@@ -400,11 +403,7 @@ class Ensemble:
         PromptError
             There is no such symbol.
         """
-        alignment = self.generator.alignment
-        try:
-            return b"".join(alignment.symbol_bytes(token) for token in tokens)
-        except IndexError as error:
-            raise PromptError(f"{error}; take symbols from tokenize") from None
+        return b"".join(self.generator.alignment.spell(tokens))
 
     def token_eos(self) -> int:
         """The end symbol; -1 if no member has an end token."""

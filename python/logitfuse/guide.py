@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from logitfuse.constraint import Constraint
 from logitfuse.errors import ConfigError
 from logitfuse.grammar import LIMITS, library, reason, tokenizer
 from logitfuse.vocab import TokenKind, Vocab
+
+if TYPE_CHECKING:
+    from logitfuse.member import Member
 
 
 class Guide:
@@ -59,6 +62,11 @@ class Guide:
             self._walks[member] = _Walk(self._grammar, self._vocabs[member].lexicon)
         self._walks[member].go(text)
         return self._walks[member]
+
+
+def guide_for(constraint: Constraint | None, members: Sequence[Member]) -> Guide | None:
+    """The guide along a reply of these members, if it is constrained."""
+    return None if constraint is None else Guide(constraint, [m.vocab for m in members])
 
 
 class Lexicon:

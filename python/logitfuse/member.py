@@ -20,6 +20,7 @@ from logitfuse.canonical import CanonicalReply
 from logitfuse.errors import ContextLengthError, PromptError
 from logitfuse.evidence import Span, share
 from logitfuse.llama import LlamaContext, LlamaModel, Row
+from logitfuse.rows import KeptRows
 from logitfuse.text import valid_text
 from logitfuse.vocab import Vocab
 from logitfuse.weights import PromptEvidence
@@ -42,21 +43,28 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """What a member knows at a place.
+    """What a member knows at a place, until it moves on.
 
     Attributes
     ----------
-    row : float32 array ``[n_vocab]`` or None
-        Logits of the next token; valid until the member moves on.  None if it is stalled.
     boundary : float
         The member's own belief that its last token ends where it ends, 0..1.
     stalled : bool
         It cannot spell the unfinished character at the end of the text.
     """
 
-    row: Row | None
     boundary: float
     stalled: bool = False
+    _rows: KeptRows | None = None
+    _n_tokens: int = 0
+
+    @property
+    def row(self) -> Row | None:
+        """Logits of the next token, float32 ``[n_vocab]``; None if the member is stalled.
+
+        Looked up when it is asked for: others who share the decoder may have had it moved.
+        """
+        return None if self._rows is None else self._rows.after(self._n_tokens)
 
 
 def cores() -> int:
@@ -260,6 +268,12 @@ class Member:
         """Forget everything: the next prompt is decoded from its first token."""
         self._cache.forget()
 
+    def rest(self) -> None:
+        """The answer has ended: nothing but its tokens is needed any more."""
+        self.context.drop_branches()
+        self._cache.rows.lost()
+        self.context.rest()
+
     def borrow(self, other: Member, n_tokens: int) -> None:
         """Hold the first tokens of another text of the same model, which need not be decoded again.
 
@@ -379,12 +393,12 @@ class Member:
         """What the member knows at a place, if it need not decode for it."""
         n = len(place.tokens)
         if place.stalled:
-            return View(None, 0.0, stalled=True)
-        row = self._cache.rows.after(n)
-        if row is None or self._cache.tokens[:n] != place.tokens:
+            return View(0.0, stalled=True)
+        rows = self._cache.rows
+        if rows.after(n) is None or self._cache.tokens[:n] != place.tokens:
             return None
         boundary = self._boundary(n)
-        return None if boundary is None else View(row, boundary)
+        return None if boundary is None else View(boundary, _rows=rows, _n_tokens=n)
 
     def _boundary(self, n: int) -> float | None:
         """The boundary probability of the n-th token in the cache; None: no row before it."""
@@ -433,6 +447,10 @@ class Member:
             return False
         self._cache.append(token)
         return True
+
+    def settle(self, branch: int, tokens: list[int]) -> None:
+        """Let the cache hold what a branch does, and that is these tokens."""
+        self._cache.settle(branch, tokens)
 
     # -- branches -----------------------------------------------------------------------------
 

@@ -46,6 +46,9 @@ class Reader(Protocol):
     def take_kept(self) -> float:
         """The share of the text's probability, 0..1, that was not given up since the last call."""
 
+    def settle(self) -> None:
+        """The text has ended: let the member's cache hold what a later prompt may begin with."""
+
     def follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:
         """The text went on with a unit.
 
@@ -115,6 +118,9 @@ class TwoRows:
         if not self.member.stalled:
             self._read(True, reply + b"".join(pending))
         return True
+
+    def settle(self) -> None:
+        """It does."""
 
     def take_kept(self) -> float:
         """All: what these rows leave out is never part of the text's probability."""

@@ -113,9 +113,17 @@ def score_reply(engine: Engine, request: Request, text: str | bytes) -> ReplySco
     steps = tuple(engine.score(request, text))
     n_bytes = sum(len(step.unit) for step in steps)
     nats = math.fsum(step.logprob for step in steps)
-    # The text may end inside a unit.
-    best = [step.top[0][0] if step.top else b"" for step in steps]
-    greedy = best[-1].startswith(steps[-1].unit) and all(
-        unit == step.unit for unit, step in zip(best[:-1], steps[:-1], strict=True)
-    )
+    greedy = all(is_greedy(step, last=step is steps[-1]) for step in steps)
     return ReplyScore(nats, n_bytes, greedy, steps)
+
+
+def is_greedy(step: Step, *, last: bool) -> bool:
+    """Whether a scored unit is what the strategy finds most probable.
+
+    Parameters
+    ----------
+    last : bool
+        It is the last one of the text, which may end inside a unit.
+    """
+    best = step.top[0][0] if step.top else b""
+    return best == step.unit or (last and best.startswith(step.unit))

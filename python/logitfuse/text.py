@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from logitfuse import _core
 from logitfuse.errors import PromptError
 
+#: What no character begins with.
+_INSIDE = bytes(range(0x80, 0xC0))
+
 
 def valid_text(text: str | bytes, what: str) -> bytes:
     """A text as UTF-8.
@@ -33,6 +36,11 @@ def valid_text(text: str | bytes, what: str) -> bytes:
             f"{error.start}; decode the file with its own encoding first"
         ) from None
     return raw
+
+
+def from_character(raw: bytes) -> bytes:
+    """A piece of a text without the rest of a character that its beginning was cut from."""
+    return raw.lstrip(_INSIDE)
 
 
 class ReplyText:

@@ -226,6 +226,29 @@ TEST_CASE("decisions") {
   CHECK(pool.best(1) == 1);
 }
 
+TEST_CASE("the best symbols of a member alone") {
+  // Three tokens of "c" make it second, and the end first; the pad is never said.
+  const auto vocab = vocab_of({{"a"},
+                               {"b"},
+                               {"c"},
+                               {"c"},
+                               {"c"},
+                               {"</s>", TokenKind::end},
+                               {"<eot>", TokenKind::end},
+                               {"<pad>", TokenKind::control}});
+  OwningPool pool(align({vocab, vocab}), {});
+  pool.read({log_of({0.2F, 0.0F, 0.1F, 0.1F, 0.1F, 0.25F, 0.25F, 9.0F}), {}}, {1, 0});
+  const auto best = pool.best_of(0, 2);
+  CHECK(best.size() == 2);
+  CHECK(best[0].symbol == pool.alignment().end());
+  CHECK(best[0].logprob == doctest::Approx(std::log(0.5)));
+  CHECK(best[1].symbol == 2);
+  CHECK(best[1].logprob == doctest::Approx(std::log(0.3)));
+  CHECK(pool.best_of(0, kAll).size() == 3);  // "b" is impossible
+  CHECK(pool.best_of(1, 2).empty());
+  CHECK(pool.best_of(0, 0).empty());
+}
+
 TEST_CASE("on random steps") {
   std::mt19937 random(1);
   for (int round = 0; round < 60; ++round) {

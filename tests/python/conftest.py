@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import models
 import pytest
 from hypothesis import settings
-from lockstep import PAIRS, Load, Models, OneByOne, Put
+from lockstep import PAIRS, Load, Models, Put, one_by_one
 from logitfuse import _core
 from logitfuse.evaluation.contenders import Contender
 from logitfuse.member import Member
@@ -128,10 +128,7 @@ def steady(tiny_models: Models) -> Load:
 
     @functools.cache
     def loaded(name: str, copy: int = 0) -> Member:
-        member = Member(tiny_models[name], name=f"{name}-{copy}", n_threads=1)
-        wrapped: Any = OneByOne(member.context)
-        member.context = member._cache._context = member._cache.rows._context = wrapped
-        return member
+        return one_by_one(Member(tiny_models[name], name=f"{name}-{copy}", n_threads=1))
 
     return loaded
 

@@ -90,6 +90,13 @@ class OneByOne:
         return self._rows[-back]
 
 
+def one_by_one(member: Member) -> Member:
+    """Let a member decode so; returns it."""
+    wrapped: Any = OneByOne(member.context)
+    member.context = member._cache._context = member._cache.rows._context = wrapped
+    return member
+
+
 def check_equal(other: Fuse, eager: Fuse, sampling: SamplingParams, **options: Any) -> Answer:
     """Same text, same steps, same bits."""
     expected = answer(eager, sampling, **options)

@@ -17,6 +17,9 @@ from logitfuse.llama import LlamaModel
 from logitfuse.strategies.bytes import Bytes
 from logitfuse.strategies.fuse import Fuse
 
+#: Of log-probabilities.
+KEYS = ("tokens", "text_offset", "token_logprobs", "top_logprobs")
+
 
 @pytest.fixture(scope="module")
 def one(tiny_models: Mapping[str, Path]) -> Iterator[Ensemble]:
@@ -76,12 +79,63 @@ class TestAnswers:
         assert echoed["usage"] == plain["usage"]
 
     def test_logprobs_are_at_their_text(self, pair: Ensemble) -> None:
-        answer = pair(PROMPT, echo=True, logprobs=2, **GREEDY)
+        answer = pair(PROMPT, logprobs=2, **GREEDY)
         listed = answer["choices"][0]["logprobs"]
         assert len(listed["tokens"]) == answer["usage"]["completion_tokens"] == 12
         for token, offset in zip(listed["tokens"], listed["text_offset"], strict=True):
-            assert text(answer)[offset:].startswith(token)
+            assert (PROMPT + text(answer))[offset:].startswith(token)
         assert all(p <= 0 for p in listed["token_logprobs"])
+
+    @pytest.mark.parametrize("prompt", [PROMPT, "naïve 你好 🤖 fox"])
+    def test_echo_with_logprobs(self, pair: Ensemble, prompt: str) -> None:
+        symbols = pair.tokenize(prompt.encode())
+        plain = pair(prompt, logprobs=2, **GREEDY)["choices"][0]["logprobs"]
+        for asked in (prompt, symbols):
+            answer = pair(asked, echo=True, logprobs=2, **GREEDY)
+            listed = answer["choices"][0]["logprobs"]
+            n = len(symbols)
+            assert len(listed["tokens"]) == n + 12
+            assert answer["usage"]["completion_tokens"] == 12
+            assert listed["token_logprobs"][0] is listed["top_logprobs"][0] is None
+            for token, offset, logprob, top in list(
+                zip(*(listed[key] for key in KEYS), strict=True)
+            )[1:]:
+                assert text(answer)[offset:].startswith(token.rstrip("\ufffd"))
+                assert logprob <= 0
+                assert top[token] >= logprob
+                assert len(top) <= 3
+            if asked is prompt:
+                for key in ("tokens", "text_offset", "token_logprobs"):
+                    assert listed[key][n:] == pytest.approx(plain[key], abs=0.05)
+            chunks = list(pair(asked, echo=True, logprobs=2, stream=True, **GREEDY))
+            pieces = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+            assert pieces[0]["tokens"] == listed["tokens"][:n]
+            for key in listed:
+                joined = [value for piece in pieces if piece for value in piece[key]]
+                assert str(joined)[:200] == str(listed[key])[:200]
+
+    def test_the_end_is_a_token_behind_a_prompt(self, pair: Ensemble) -> None:
+        """So clients know that all but the last one are the prompt's."""
+        end = {"logit_bias": {pair.token_eos(): 100.0}, "max_tokens": 1, "temperature": 0.0}
+        n = len(pair.tokenize(PROMPT.encode()))
+        answer = pair(PROMPT, echo=True, logprobs=1, **end)
+        assert (text(answer), answer["usage"]["completion_tokens"]) == (PROMPT, 0)
+        assert len(answer["choices"][0]["logprobs"]["tokens"]) == n + 1
+        assert answer["choices"][0]["logprobs"]["tokens"][-1] == ""
+        streams = list(pair(PROMPT, echo=True, logprobs=1, stream=True, **end))
+        tokens = [c["choices"][0]["logprobs"] for c in streams if c["choices"][0]["logprobs"]]
+        assert sum(len(piece["tokens"]) for piece in tokens) == n + 1
+        assert pair(PROMPT, logprobs=1, **end)["choices"][0]["logprobs"]["tokens"] == []
+
+    def test_what_was_said_is_always_listed(self, tokens: Ensemble) -> None:
+        for n in (0, 2):
+            answer = tokens(PROMPT, logprobs=n, temperature=1.5, seed=1, max_tokens=12)
+            listed = answer["choices"][0]["logprobs"]
+            for token, logprob, top in zip(
+                listed["tokens"], listed["token_logprobs"], listed["top_logprobs"], strict=True
+            ):
+                assert top[token] >= logprob
+                assert len(top) in (n, n + 1)
 
     def test_usage(self, pair: Ensemble) -> None:
         usage = pair(PROMPT, **GREEDY)["usage"]

@@ -11,7 +11,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+import reference
 from ensembles import CHAT, GREEDY, PROMPT, text
+from lockstep import oracle_vocab
 from logitfuse import Ensemble, TokenKind
 from logitfuse.llama import LlamaModel
 from logitfuse.llama.backend import repacks_safely
@@ -185,6 +187,39 @@ class TestSameAsLlama:
         # All logits of a batch are not computed as the last ones alone are.
         np.testing.assert_allclose(ours["token_logprobs"], theirs["token_logprobs"], atol=0.1)
         assert all(len(top) == 3 for top in ours["top_logprobs"])
+
+    @pytest.mark.parametrize("name", GENERATORS)
+    @pytest.mark.parametrize("prompt", [PROMPT, "Їжак 🙂 12345 naïve\n\nfoxes"])
+    def test_same_logprobs_of_a_prompt(
+        self, tiny_models: Mapping[str, Path], load_llama: Load, name: str, prompt: str
+    ) -> None:
+        """Of the model's rows: those of its answer are off by one where there is no BOS.
+
+        As always, tokens of equal bytes are summed, and control tokens left out.
+        """
+        llama = load_llama(tiny_models[name], logits_all=True)
+        wanted = {"echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0.0}
+        with Ensemble(tiny_models[name], n_ctx=512, n_threads=1) as ensemble:
+            member = ensemble.generator.members[0]
+            tokens = member.tokenize_prompt(prompt)
+            ours = ensemble(prompt, **wanted)["choices"][0]
+            vocab = oracle_vocab(member)
+        theirs = llama(prompt, **wanted)["choices"][0]
+        n = len(tokens) - member.model.add_bos
+        assert len(theirs["logprobs"]["tokens"][:n]) == len(ours["logprobs"]["tokens"][:n]) == n
+        if prompt == PROMPT:  # of pieces of characters, llama-cpp-python shows nothing
+            first, *others = theirs["logprobs"]["tokens"][:n]
+            assert ours["logprobs"]["tokens"][:n] == [first.removeprefix(" "), *others]
+        llama.reset()
+        llama.eval(tokens)
+        expected = [
+            reference.member_logprobs(row, *vocab)[member.vocab.token_bytes(token)]
+            for row, token in zip(llama.scores[: len(tokens)], tokens[1:], strict=False)
+        ]
+        found = ours["logprobs"]["token_logprobs"][:n]
+        assert found.count(None) <= 3  # a space, and the pieces of a character
+        known = [p for p in found if p is not None]
+        np.testing.assert_allclose(known, expected[-len(known) :], atol=5e-4)
 
     def test_same_keys_of_chat_logprobs(
         self, one: Ensemble, tiny_models: Mapping[str, Path], load_llama: Load

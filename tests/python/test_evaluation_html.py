@@ -271,6 +271,19 @@ def test_a_trace_shows_every_unit_and_who_wanted_it() -> None:
     assert "bits per byte0.9123" in text
 
 
+def test_a_trace_shows_the_candidates_that_are_listed() -> None:
+    listed = step(" cat", "fused", [" cat", None])
+    listed["members"][0]["candidates"] = [
+        {"text": " cat", "bytes": list(b" cat"), "logprob": math.log(0.625)},
+        {"text": "", "bytes": [], "logprob": math.log(0.125)},
+    ]
+    listed["members"][1]["candidates"] = []
+    page = check(trace_page(trace([listed])))
+    assert "“ cat” 62.5 %⟨end⟩ 12.5 %" in page.text
+    owns = [attrs for _, attrs in page.tags if attrs.get("class") == "own"]
+    assert [attrs["aria-label"] for attrs in owns] == ["what m0 found most probable"]
+
+
 def test_decisions_differ_without_colour() -> None:
     text = trace_page(trace(STEPS))
     lines = dict(re.findall(r"\.(fused|certain|led|new) \{[^}]*text-decoration: ([^;]*);", text))

@@ -306,6 +306,23 @@ class TestTrace:
         assert traced["steps"][0]["members"][1]["logprob"] is None
         assert traced["summary"]["gpt2_bits_per_byte"] == traced["summary"]["bits_per_byte"] > 0
 
+    @pytest.mark.parametrize("strategy", [Fuse, Bytes])
+    def test_candidates_of_each_member_are_there_if_they_are_asked_for(
+        self, put: Put, strategy: type[Engine]
+    ) -> None:
+        who = put(strategy, "gpt2", "llama-spm", weights=[1, 0])
+        plain = trace(who.engine, Request("Once"), " upon")
+        assert all("candidates" not in m for s in plain["steps"] for m in s["members"])
+        traced = trace(who.engine, Request("Once", member_top=3), " upon")
+        json.dumps(traced, allow_nan=False)
+        for one in traced["steps"]:
+            voter, absent = one["members"]
+            assert absent["candidates"] == []
+            assert len(voter["candidates"]) == 3
+            assert voter["candidates"][0]["text"] == voter["wish"]
+            for entry in voter["candidates"]:
+                assert bytes(entry["bytes"]).decode("utf-8", "replace") == entry["text"]
+
     @pytest.mark.parametrize("given_text", [None, " there was a naïve 🤖"])
     @pytest.mark.parametrize("strategy", [Fuse, Bytes])
     def test_figures(self, put: Put, strategy: type[Engine], given_text: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from lockstep import OneByOne, decode
+from lockstep import decode, one_by_one
 from logitfuse import Ensemble
 from logitfuse.assembly import assemble, n_branches
 from logitfuse.cli import main
@@ -88,8 +88,7 @@ def member(files: Files) -> Iterator[Loaded]:
         if (name, branches) not in known:
             made = known[name, branches] = Member(files[name], n_threads=1, n_branches=branches)
             if not branches:  # the shape of a batch costs bits, which drafts would show
-                steady: Any = OneByOne(made.context)
-                made.context = made._cache._context = made._cache.rows._context = steady
+                one_by_one(made)
         return known[name, branches]
 
     yield load

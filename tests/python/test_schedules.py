@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lockstep import GREEDY, PAIRS, PROMPT, SEEDED, STEPS, TRIPLE, Load, answer, check_equal
+from lockstep import (
+    GREEDY,
+    PAIRS,
+    PROMPT,
+    SEEDED,
+    STEPS,
+    TRIPLE,
+    Load,
+    answer,
+    check_equal,
+    one_by_one,
+)
 from logitfuse.errors import ConfigError
 from logitfuse.gates import Certain, Critical, Entropy, Features, Margin, Primary
 from logitfuse.member import Member
@@ -118,7 +129,8 @@ class TestLazyMembers:
 class TestRealModels:
     @pytest.mark.parametrize("prompt", ["The history of bread begins", UKRAINIAN])
     def test_certain(self, smollm2_path: Path, gemma3_path: Path, prompt: str) -> None:
-        members = [Member(path, n_ctx=512, n_threads=1) for path in (smollm2_path, gemma3_path)]
+        paths = (smollm2_path, gemma3_path)
+        members = [one_by_one(Member(path, n_ctx=512, n_threads=1)) for path in paths]
         weights = [0.7, 0.3]
         plain = answer(Fuse(members, weights=weights), prompt=prompt, max_tokens=32)
         lazy = Fuse(members, weights=weights, solo=Certain(), schedule="lazy")

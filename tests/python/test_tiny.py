@@ -129,7 +129,9 @@ class TestEveryModel:
         with Model(tiny_models[name]) as model:
             stepwise = np.concatenate([model.decode([t], i) for i, t in enumerate(tokens)])
         assert np.isfinite(rows).all()
-        np.testing.assert_allclose(rows, stepwise, atol=2e-2)
+        # Of logits that spread by 3; how activations round to float16 depends on the CPU.
+        np.testing.assert_allclose(rows, stepwise, atol=0.1)
+        assert np.abs(rows - stepwise).mean() < 5e-3
 
     @pytest.mark.parametrize("name", GENERATIVE)
     def test_is_peaked_but_undecided(self, tiny_models: dict[str, Path], name: str) -> None:

@@ -86,6 +86,7 @@ def write_tiny(
     window: int = 16,
     template: str | None = None,
     add_bos: bool | None = None,
+    wide: bool = False,
 ) -> Path:
     """Write a small model with random weights and a real, truncated tokenizer.
 
@@ -109,6 +110,9 @@ def write_tiny(
         Chat template instead of the tokenizer's own.
     add_bos
         Whether llama.cpp adds a BOS token, instead of the tokenizer's own flag.
+    wide
+        Random matrices are float32: then batches of other sizes, which are summed in another order,
+        change logits by 1e-6 only; where activations are rounded to float16 it may be 1e-2.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def write_tiny(
     writer = GGUFWriter(out, arch)
     _write_sizes(writer, shape, len(tokenizer.tokens))
     _write_tokenizer(writer, tokenizer, template or tokenizer.template, add_bos)
-    weights = _Weights(writer, seed, kind)
+    weights = _Weights(writer, seed, kind, wide or kind == "bigram")
     weights.matrix("token_embd.weight", len(tokenizer.tokens), dim, scale=1.0)
     if arch not in EMBEDDING_ONLY:
         _write_output(weights, len(tokenizer.tokens), dim)
@@ -165,15 +169,17 @@ class _Weights:
     Parameters
     ----------
     kind
-        See `write_tiny`. The matrices of a bigram model are float32, so that its logits can be
-        computed exactly. Those of a random model are float16: there llama.cpp gets the same bits
-        whether it decodes tokens one by one or in a batch, on common CPUs at least.
+        See `write_tiny`.
+    wide
+        Matrices are float32: those of a bigram model are, so that its logits can be computed
+        exactly. Else they are float16: there llama.cpp gets the same bits whether it decodes tokens
+        one by one or in a batch, on common CPUs at least.
     """
 
-    def __init__(self, writer: GGUFWriter, seed: int, kind: Kind) -> None:
+    def __init__(self, writer: GGUFWriter, seed: int, kind: Kind, wide: bool) -> None:
         self._writer = writer
         self._rng = np.random.default_rng(seed)
-        self._dtype = np.float32 if kind == "bigram" else np.float16
+        self._dtype = np.float32 if wide else np.float16
         self.residual_gain = 0.0 if kind == "bigram" else 2.0
 
     def matrix(self, name: str, outputs: int, inputs: int, scale: float | None = None) -> None:

@@ -31,6 +31,12 @@ struct Fused {
   std::size_t size() const { return symbols.size(); }
 };
 
+/// A symbol as one member alone sees it.
+struct Own {
+  std::int32_t symbol;
+  float logprob;  ///< nats
+};
+
 /// How far a step is decided before any pooling (lossless for greedy decoding).
 enum class Decision : std::uint8_t {
   open,     ///< only the pool can tell
@@ -102,6 +108,10 @@ class Pool {
 
   /// The symbol that a member alone would choose; kNone for an absent member.
   std::int32_t best(std::size_t member) const;
+
+  /// The `n` symbols that a member alone finds most probable, `best` first (equal: lower symbol
+  /// first); symbols of probability 0 are left out.  Nothing for an absent member.
+  std::vector<Own> best_of(std::size_t member, std::int32_t n);
 
   /// The symbol at this place, 0 <= place < 1, of all tokens of all members laid out one behind the
   /// other, each as long as it is probable: a draw from the linear pool (not adapted), without

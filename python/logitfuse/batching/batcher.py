@@ -16,8 +16,8 @@ from logitfuse.batching.conductor import Cancelled, Conductor, Task
 from logitfuse.batching.slots import Slot, Slots, load, unload
 from logitfuse.config import FuseConfig
 from logitfuse.errors import BusyError, ConfigError, LogitfuseError
-from logitfuse.strategies.base import Chunk, Request, Step
-from logitfuse.strategies.engine import Engine, Prompt
+from logitfuse.strategies.base import Chunk, Prompt, Request, Step
+from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.stats import RunStats
 
 _log = logging.getLogger("logitfuse")
@@ -128,7 +128,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._running: set[Ticket] = set()
-        self._closing = False
+        self._closing = self._stopping = False
         branches = max(n_branches(config) for config in configs)
         if slots * (1 + branches) > _MAX_SEQUENCES:
             raise ConfigError(
@@ -221,9 +221,10 @@ class Batcher:
     def close(self) -> None:
         """End everything within a step, and free the models."""
         self.drain()
+        self._stopping = True
         for ticket in tuple(self._running):
             ticket.cancel()
-        self._conductor.post(self._stop_when_idle)
+        self._conductor.post(self._stop_if_idle)
         self._thread.join()
         unload(self._models)
 
@@ -233,10 +234,8 @@ class Batcher:
 
     # -- the batcher's own thread ---------------------------------------------------------------
 
-    def _stop_when_idle(self) -> None:
-        if self._running:
-            self._conductor.post(self._stop_when_idle)
-        else:
+    def _stop_if_idle(self) -> None:
+        if not self._running:
             self._conductor.stop()
 
     def _admit(self) -> None:
@@ -294,3 +293,5 @@ class Batcher:
             self._slots.release(slot)
             self._running.discard(ticket)
             self._admit()
+            if self._stopping:
+                self._stop_if_idle()

@@ -109,8 +109,10 @@ class Conductor:
     def run(self) -> None:
         """Run tasks until `stop` is called."""
         self._hub = getcurrent()
-        while not self._stopped:
+        while True:
             self._run_ready()
+            if self._stopped:
+                break
             if any(desk.waiting for desk in self._desks.values()):
                 self._run_round()
                 self._take_calls()
@@ -173,7 +175,7 @@ class Conductor:
             self._ready.popleft().switch()
 
     def _take_calls(self) -> None:
-        while not self._calls.empty():
+        for _ in range(self._calls.qsize()):
             self._calls.get()()
 
     # -- decoding -------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ class Conductor:
         if self._tasks[getcurrent()].cancelled:
             raise Cancelled
         alone = len(set(self._tasks.values())) == 1
-        return decoder.n_batch if alone else _SLICE
+        return decoder.n_batch if alone else min(_SLICE, decoder.n_batch)
 
     def _run_round(self) -> None:
         """Run a batch on every decoder that somebody waits for."""

@@ -233,8 +233,7 @@ class Slots:
     def release(self, slot: Slot) -> None:
         """Its request has ended."""
         for member in slot.members:
-            member.context.rest()
-            member.context.drop_branches()
+            member.rest()
         slot.busy = False
 
     def make_room(self, decoder: LlamaDecoder) -> bool:

@@ -83,22 +83,33 @@ def _bits_per_byte(own: Sequence[tuple[float, int]]) -> float | None:
 
 
 def trace_entry(step: Step, names: Sequence[str]) -> dict[str, Any]:
-    """One step as JSON; a log-probability is null where a member has none."""
+    """One step as JSON; a log-probability is null where a member has none.
 
-    def finite(value: float) -> float | None:
-        return value if abs(value) < math.inf else None  # false for NaN too
-
+    A member's own candidates are there if the step lists them.
+    """
+    members = []
+    for i, (name, wish) in enumerate(zip(names, step.wishes, strict=True)):
+        entry: dict[str, Any] = {
+            "name": name,
+            "logprob": _finite(step.member_logprobs[i]),
+            "wish": None if wish is None else wish.decode("utf-8", "replace"),
+        }
+        if step.member_tops:
+            entry["candidates"] = [
+                {**_spelled(unit), "logprob": logprob} for unit, logprob in step.member_tops[i]
+            ]
+        members.append(entry)
     return {
-        "text": step.unit.decode("utf-8", "replace"),
-        "bytes": list(step.unit),
-        "logprob": finite(step.logprob),
+        **_spelled(step.unit),
+        "logprob": _finite(step.logprob),
         "decision": step.decision,
-        "members": [
-            {
-                "name": name,
-                "logprob": finite(logprob),
-                "wish": None if wish is None else wish.decode("utf-8", "replace"),
-            }
-            for name, logprob, wish in zip(names, step.member_logprobs, step.wishes, strict=True)
-        ],
+        "members": members,
     }
+
+
+def _spelled(unit: bytes) -> dict[str, Any]:
+    return {"text": unit.decode("utf-8", "replace"), "bytes": list(unit)}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < math.inf else None  # false for NaN too

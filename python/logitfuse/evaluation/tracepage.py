@@ -30,7 +30,7 @@ def trace_page(trace: Mapping[str, Any]) -> str:
     ----------
     trace : mapping
         ``prompt, text, members`` (names), ``forced`` (whether the text was given), ``steps`` (as
-        `logitfuse.cli.report.trace_entry` makes them), ``summary`` (figures by name).
+        `logitfuse.evaluation.trace.trace_entry` makes them), ``summary`` (figures by name).
     """
     members, steps = list(trace["members"]), list(trace["steps"])
     n = max(1, len(steps))
@@ -108,6 +108,10 @@ def _unit(i: int, step: Mapping[str, Any]) -> dict[str, Any]:
                 "differs": _differs(step, m),
                 "probability": _probability(m["logprob"]),
                 "logprob": _nats(m["logprob"]),
+                "candidates": [
+                    {"text": _quoted(c["text"]), "probability": _probability(c["logprob"])}
+                    for c in m.get("candidates", ())
+                ],
             }
             for m in step["members"]
         ],

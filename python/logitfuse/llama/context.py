@@ -207,9 +207,19 @@ class LlamaContext:
         """
         self.decoder.fork(self._trunk + branch, self._trunk + to, n_tokens)
 
-    def borrow(self, other: LlamaContext, n_tokens: int) -> None:
-        """Let the trunk hold the first `n_tokens` of the trunk of another text of the decoder."""
+    def borrow(self, other: LlamaContext, n_tokens: int) -> bool:
+        """Let the trunk hold the first `n_tokens` of the trunk of another text of the decoder.
+
+        Returns
+        -------
+        bool
+            False, and the trunk holds nothing: the other one does not have them any more.
+        """
         self.decoder.fork(other._trunk, self._trunk, n_tokens)
+        if self.decoder.holds(self._trunk, n_tokens):
+            return True
+        self.cut(-1)
+        return False
 
     def drop(self, branch: int) -> None:
         """Free what no other branch holds."""

@@ -107,6 +107,7 @@ class LlamaDecoder:
             )
         model.attach()
         self.memory = lib.llama_get_memory(self._handle)
+        self._window = 0 if model.remembers_by_state else model.n_swa
         if not self.memory:  # whatever the file says of itself
             raise model.not_a_generator()
         self.n_cells = int(lib.llama_n_ctx(self._handle))
@@ -222,7 +223,19 @@ class LlamaDecoder:
 
     def cut(self, sequence: int, n_keep: int) -> bool:
         """Forget the tokens of a sequence from position `n_keep` on; False if it cannot."""
-        return bool(lib.llama_memory_seq_rm(self.memory, sequence, n_keep, -1))
+        removed = bool(lib.llama_memory_seq_rm(self.memory, sequence, n_keep, -1))
+        return removed and self.holds(sequence, n_keep)
+
+    def holds(self, sequence: int, n_tokens: int) -> bool:
+        """Whether a sequence has what a next token behind its first `n_tokens` looks back at.
+
+        Where attention slides, llama.cpp gives cells behind a sequence's window to whoever needs
+        one, so of a long text a short beginning may be gone.
+        """
+        if n_tokens <= 0 or not self._window:
+            return True
+        first = int(lib.llama_memory_seq_pos_min(self.memory, sequence))
+        return 0 <= first <= max(0, n_tokens - self._window)
 
     def fork(self, sequence: int, to: int, n_tokens: int = -1) -> None:
         """Let `to` hold the first `n_tokens` of a sequence (-1: all); copies nothing.

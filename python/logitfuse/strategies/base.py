@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from logitfuse.constraint import Constraint
 from logitfuse.errors import ConfigError
+from logitfuse.evidence import Span
 from logitfuse.sampling import SamplingParams
 
 Message: TypeAlias = Mapping[str, Any]
@@ -17,6 +18,8 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 #: How a step was decided: by one member alone, by all alike, by a majority of the pooled
 #: probability, or by the pool.
 DecisionName: TypeAlias = Literal["led", "agree", "certain", "fused"]
+#: A unit and its log-probability, nats.
+Candidate: TypeAlias = tuple[bytes, float]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Request:
         Go on where the members would end.
     top_logprobs : int
         How many of the best symbols each `Step` lists.
+    member_top : int
+        How many of each member's own candidates each `Step` lists.
     constraint : Constraint or None
         What the answer may be.  It ends where nothing but the end may follow, even with
         `ignore_end`; at `max_tokens` it is a beginning of what it may be.  All log-probabilities,
@@ -56,6 +61,7 @@ class Request:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     top_logprobs: int = 0
+    member_top: int = 0
     constraint: Constraint | None = None
     time_limit: float | None = None
 
@@ -65,6 +71,16 @@ class Request:
                 f"max_tokens must be at least 1 (None: no limit), not {self.max_tokens}",
                 key="max_tokens",
             )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A member's own rendering of the prompt."""
+
+    tokens: list[int]
+    text: bytes
+    stop: tuple[str, ...] = ()  #: what else ends the member's replies
+    spans: Sequence[Span] | None = None  #: of what all members are given in it; None: all of it
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,10 @@ class Step:
     decision : {"led", "agree", "certain", "fused"}
     top : tuple of (bytes, float)
         The best symbols with their pooled log-probabilities.
+    member_tops : tuple of tuple of (bytes, float)
+        Each member's own best candidates with its own log-probabilities, nats, best first: its wish
+        is the first.  Empty for a member that did not vote; no entries at all if none were asked
+        for (`Request.member_top`).
     """
 
     symbol: int
@@ -94,7 +114,8 @@ class Step:
     member_logprobs: tuple[float, ...]
     wishes: tuple[bytes | None, ...]
     decision: DecisionName
-    top: tuple[tuple[bytes, float], ...] = ()
+    top: tuple[Candidate, ...] = ()
+    member_tops: tuple[tuple[Candidate, ...], ...] = ()
 
     @property
     def finite_logprobs(self) -> list[float]:

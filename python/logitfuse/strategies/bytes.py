@@ -19,7 +19,7 @@ from logitfuse.errors import ConfigError, FusionError, PromptError
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName, PoolOptions
 from logitfuse.readers import Reader, TwoRows
-from logitfuse.strategies.base import DecisionName, Request, Step
+from logitfuse.strategies.base import Candidate, DecisionName, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
 from logitfuse.weights import Given, Online, Weigher
@@ -229,6 +229,10 @@ class Bytes(Engine):
                     self._history.observe([p / len(step.unit) for p in own])
         return step
 
+    def _settle(self) -> None:
+        for i in self._running:
+            self._readers[i].settle()
+
     def _wake(self, i: int) -> object:
         return self._readers[i].follow(b"", b"", (), wake=True)
 
@@ -292,9 +296,11 @@ class Bytes(Engine):
     ) -> Step:
         symbol, unit_of, best = choice.symbol, self._search.unit, choice.best
         logprob, own = passed.then(choice)
-        wishes = tuple(
-            None if math.isnan(p) else self._wish(i, reply, request) for i, p in enumerate(own)
-        )
+        tops = [
+            () if math.isnan(p) else self._own_top(i, before, reply, request)
+            for i, (p, before) in enumerate(zip(own, passed.members, strict=True))
+        ]
+        wishes = tuple(top[0][0] if top else None for top in tops)
         said = [wish for wish in wishes if wish is not None]
         decision: DecisionName = "fused"
         if len(said) == 1:
@@ -310,19 +316,27 @@ class Bytes(Engine):
             wishes=wishes,
             decision=decision,
             top=tuple((unit_of(best.symbol(k)), best.logprob(k) + passed.logprob) for k in listed),
+            member_tops=tuple(tops) if request.member_top > 0 else (),
         )
 
-    def _wish(self, i: int, reply: ReplyText, request: Request) -> bytes | None:
-        """What a member alone would say, if anything; its units may end elsewhere."""
-        search = self._alone[i]
+    def _own_top(
+        self, i: int, before: float, reply: ReplyText, request: Request
+    ) -> tuple[Candidate, ...]:
+        """What a member alone would say, the wish first; its units may end elsewhere.
+
+        `before` is what it took, nats, that only waiting paths spell what follows.
+        """
+        search, wanted = self._alone[i], max(1, request.member_top)
         search.read(
             [1.0], reply.unfinished, may_end=not request.ignore_end, excluded=self._excluded
         )
-        fused = search.candidates(2)  # one may stand for paths that wait, and say nothing
-        symbols = fused.symbols.tolist()
-        units = [search.unit(symbol) for symbol in symbols]
-        said = (u for u, s in zip(units, symbols, strict=True) if u or s == self.alignment.end)
-        return next(said, None)
+        fused = search.candidates(wanted + 1)  # one may stand for paths that wait, and say nothing
+        said = [(search.unit(symbol), symbol) for symbol in fused.symbols.tolist()]
+        return tuple(
+            (unit, before + fused.logprob(k))
+            for k, (unit, symbol) in enumerate(said)
+            if unit or symbol == self.alignment.end
+        )[:wanted]
 
     def _follow(self, reply: ReplyText, step: Step) -> bool:
         complete, units = reply.complete, tuple(reply.units)

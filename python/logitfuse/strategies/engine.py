@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,8 +17,8 @@ import numpy as np
 from logitfuse import _core, chat
 from logitfuse.alignment import align
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError
-from logitfuse.evidence import Span, spans_of
-from logitfuse.guide import Guide
+from logitfuse.evidence import spans_of
+from logitfuse.guide import Guide, guide_for
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName
 from logitfuse.sampling import WHOLE_POOL, make_sampler
@@ -26,12 +26,13 @@ from logitfuse.strategies.base import (
     Chunk,
     ChunkStream,
     FinishReason,
+    Prompt,
     Request,
     Step,
     StepStream,
 )
 from logitfuse.strategies.stats import RunStats
-from logitfuse.text import ReplyText, valid_text
+from logitfuse.text import ReplyText, from_character, valid_text
 from logitfuse.weights import PromptEvidence
 
 _log = logging.getLogger("logitfuse")
@@ -44,16 +45,6 @@ _TURNS = ThreadPoolExecutor(1, thread_name_prefix="logitfuse-turns")
 
 #: Runs several moves at once and gives their results in order.
 Join: TypeAlias = Callable[[Sequence[Callable[[], Any]]], list[Any]]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A member's own rendering of the prompt."""
-
-    tokens: list[int]
-    text: bytes
-    stop: tuple[str, ...] = ()  #: what else ends the member's replies
-    spans: Sequence[Span] | None = None  #: of what all members are given in it; None: all of it
 
 
 class Engine(ABC):
@@ -113,14 +104,22 @@ class Engine(ABC):
         self._prompts: Mapping[int, Prompt] = {}
         #: The text that is scored; the members may read it ahead.
         self._ahead = b""
-        #: Along a reply that is constrained.
-        self._guide: Guide | None = None
+        self._guide: Guide | None = None  # along a reply that is constrained
         #: Prompts are scored, for `_evidence`.
         self._reads_prompt = False
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix=f"logitfuse-{member.name}")
             for member in self.members
         ]
+
+    @property
+    def scribe(self) -> int:
+        """Whose tokens texts are cut into: the member of largest weight, or with most tokens."""
+        return max(self._running, key=self._rank)
+
+    def _rank(self, i: int) -> tuple[float, int, int]:
+        """Members of large weight come first, and of several those with most tokens."""
+        return self.weights[i], len(self.members[i].vocab), -i
 
     def close(self) -> None:
         """Free the members' models."""
@@ -150,15 +149,35 @@ class Engine(ABC):
         started = time.perf_counter()
         sampler = make_sampler(request.sampling, self.alignment)
         reply = ReplyText(self._open(request, sampler, prompts))
+        finish: FinishReason | None = None
         with self._answering(reply, started):
-            finish: FinishReason | None = None
             while finish is None:
                 step = self._timed(lambda: self._step(reply, sampler, request))
                 finish, text = self._extend(reply, step, request, time.perf_counter() - started)
-                if finish is not None:
-                    text += reply.flush()
-                self.stats.total_s = time.perf_counter() - started
-                yield Chunk(text, (step,), finish)
+                yield from self._give(reply, text, (step,), finish, started)
+                if finish is None and not self._follow(reply, step):
+                    finish = "length"
+                    yield from self._give(reply, "", (), finish, started)
+
+    def _give(
+        self,
+        reply: ReplyText,
+        text: str,
+        steps: tuple[Step, ...],
+        finish: FinishReason | None,
+        started: float,
+    ) -> ChunkStream:
+        """Give a chunk away; the caches settle where it is the last one, or nobody wants more."""
+        if finish is not None:
+            text += reply.flush()
+            self._settle()
+        self.stats.total_s = time.perf_counter() - started
+        try:
+            yield Chunk(text, steps, finish)
+        except GeneratorExit:
+            if finish is None:
+                self._settle()
+            raise
 
     def score(self, request: Request, text: str | bytes) -> StepStream:
         """The steps in which this strategy would have said a text: teacher forcing.
@@ -223,9 +242,7 @@ class Engine(ABC):
         """Begin a reply; returns the stop strings."""
         started = time.perf_counter()
         self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
-        self._guide = None
-        if request.constraint is not None:
-            self._guide = Guide(request.constraint, [member.vocab for member in self.members])
+        self._guide = guide_for(request.constraint, self.members)
         self._prompts = self.render(request.prompt) if prompts is None else prompts
         stops = self._prefill(request, sampler)
         self.stats.prefill_s = time.perf_counter() - started
@@ -304,7 +321,7 @@ class Engine(ABC):
             if self.alignment.identical and len(prompt):  # symbols are tokens
                 tokens = member.check_prompt(prompt)
                 return Prompt(tokens, member.vocab.join(tokens))
-            text = b"".join(self.alignment.symbol_bytes(symbol) for symbol in prompt)
+            text = from_character(b"".join(self.alignment.spell(prompt)))
             return Prompt(member.tokenize_prompt(text), text)
         rendered = chat.render(member.model, prompt)
         if rendered.plain and member not in self._noticed:
@@ -344,6 +361,9 @@ class Engine(ABC):
             False: a context is full, the answer ends here.
         """
 
+    def _settle(self) -> None:  # noqa: B027 (most have nothing to do)
+        """The reply has ended: let the members' caches hold what a later prompt may begin with."""
+
     def _follow_given(self, reply: ReplyText, step: Step) -> Step:
         """Bring the members behind a step of a given text; returns it with what that cost."""
         if not self._follow(reply, step):
@@ -356,22 +376,18 @@ class Engine(ABC):
     def _extend(
         self, reply: ReplyText, step: Step, request: Request, seconds: float
     ) -> tuple[FinishReason | None, str]:
-        """Add a step to the reply and bring the members there, unless the answer is over."""
+        """Add a step to the reply; tells whether the answer is over, and what is new for sure."""
         if not step.unit:
             return "stop", ""
         text = reply.append(step.unit)
-        if reply.stopped or self._is_complete(reply):
+        guide = self._guide
+        if reply.stopped or (guide and guide.complete(self._running[0], reply.raw)):
             return "stop", text
         if request.max_tokens is not None and self.stats.steps >= request.max_tokens:
             return "length", text
         if request.time_limit is not None and seconds >= request.time_limit:
             return "length", text
-        return (None if self._follow(reply, step) else "length"), text
-
-    def _is_complete(self, reply: ReplyText) -> bool:
-        """Whether a constrained reply can only end."""
-        guide = self._guide
-        return guide is not None and guide.complete(self._running[0], reply.raw)
+        return None, text
 
     def _together(self, move: Callable[[int], Any], who: Iterable[int] | None = None) -> list[Any]:
         """Run `move` for these members (all that run) at once, and note how long that took."""

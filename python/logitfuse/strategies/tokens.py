@@ -17,7 +17,7 @@ from logitfuse.member import Member
 from logitfuse.pooling import TOP, PoolName, PoolOptions
 from logitfuse.projection import projection_for
 from logitfuse.schedules import Crew, Schedule
-from logitfuse.strategies.base import DecisionName, Request, Step, StepStream
+from logitfuse.strategies.base import Candidate, DecisionName, Request, Step, StepStream
 from logitfuse.strategies.engine import Engine
 from logitfuse.text import ReplyText
 
@@ -98,13 +98,9 @@ class TokenEngine(Engine):
             self.alignment._core.symbol,
         )
 
-    def _rank(self, i: int) -> tuple[float, int, int]:
-        """Members of large weight come first, and of several those with most tokens."""
-        return self.weights[i], len(self.members[i].vocab), -i
-
     def _project(self) -> None:
         """Project the members' own tokens onto the pivot's."""
-        pivot = max(self._running, key=self._rank)
+        pivot = self.scribe
         for i in self._running:
             if i == pivot:
                 continue
@@ -116,10 +112,10 @@ class TokenEngine(Engine):
     def score(self, request: Request, text: str | bytes) -> StepStream:
         """See `Engine.score`: along the canonical tokens of one member, the *scribe*.
 
-        That is the member of largest weight, or of several the one with most tokens; where it does
-        not vote, the next one that does.  Other ways to spell the text are left out, so its
-        probability is a lower bound, as is usual for single models.  The members read the text
-        ahead, in batches.
+        That is the member of largest weight, or of several the one with most tokens
+        (`Engine.scribe`); where it does not vote, the next one that does.  Other ways to spell the
+        text are left out, so its probability is a lower bound, as is usual for single models.  The
+        members read the text ahead, in batches.
         """
         usual = self._schedule
         try:
@@ -295,6 +291,17 @@ class TokenEngine(Engine):
             wishes=tuple(None if best < 0 else bytes_of(best) for best in self._pool.best()),
             decision=decision,
             top=tuple((bytes_of(fused.symbol(k)), fused.logprob(k)) for k in listed),
+            member_tops=self._member_tops(request.member_top),
+        )
+
+    def _member_tops(self, n: int) -> tuple[tuple[Candidate, ...], ...]:
+        """What each member would most probably have said, of what the pool has read."""
+        if n < 1:
+            return ()
+        bytes_of = self.alignment.symbol_bytes
+        return tuple(
+            tuple((bytes_of(symbol), logprob) for symbol, logprob in self._pool.best_of(i, n))
+            for i in range(len(self.members))
         )
 
     def _read(

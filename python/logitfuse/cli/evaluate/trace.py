@@ -19,6 +19,8 @@ from logitfuse.strategies.base import Request
 
 #: Changed steps that are listed, and characters of text before each.
 _LISTED, _BEFORE = 20, 40
+#: Each member's own candidates that a step lists.
+_CANDIDATES = 5
 
 
 def trace(
@@ -72,6 +74,7 @@ def trace(
         [{"role": "user", "content": text}] if chat else text,
         sampling=(sampling or SamplingOptions()).params(config.sampling),
         max_tokens=predict,
+        member_top=_CANDIDATES,
     )
     engine, _ = load(config)
     name_apart(engine.members)
