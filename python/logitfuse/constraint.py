@@ -114,7 +114,7 @@ def constraint_of(
         ``{"type": "text"}``; ``{"type": "json_object"}``, perhaps with a ``"schema"``;
         ``{"type": "json_schema", "json_schema": {"schema": ...}}``.
     grammar : str, optional
-        GBNF, or Lark if it begins with ``%llguidance``, as in llama.cpp.
+        GBNF, or Lark if it begins with ``%llguidance``; empty: none.  As in llama.cpp.
     json_schema : mapping, optional
 
     Returns
@@ -128,11 +128,11 @@ def constraint_of(
         More than one thing is asked for, or something that cannot be had.
     """
     schema = _schema_of(response_format) if response_format is not None else None
-    wanted = {"response_format": schema, "grammar": grammar, "json_schema": json_schema}
+    wanted = {"response_format": schema, "grammar": grammar or None, "json_schema": json_schema}
     given = [key for key, value in wanted.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"give only one of {' and '.join(given)}", key=given[1])
-    if grammar is not None:
+    if grammar:
         return Constraint("lark" if grammar.lstrip().startswith("%llguidance") else "gbnf", grammar)
     schema = json_schema if schema is None else schema
     if schema is None:

@@ -12,6 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 import reference
+from batching import ask, config_of, running
 from bigram_members import CAREFUL, BigramMember, make_bigram
 from constraints import may_come, one_of, untried
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +26,7 @@ from lockstep import (
     TRIPLE,
     Answer,
     Load,
+    Models,
     Recording,
     answer,
     check_equal,
@@ -376,6 +378,22 @@ class TestAlongside:
         assert re.fullmatch("[\U00040000-\U0007ffff]a", said.text)
         assert not said.steps[0].member_logprobs[1] > -math.inf
 
+    @pytest.mark.parametrize(
+        "strategy", ["linear", "log-linear", "mix", "bytes", "canonical bytes"]
+    )
+    def test_the_members_own_candidates(self, make: Make, strategy: str) -> None:
+        """Are such as may come, too."""
+        ensemble = make(strategy, "gpt2", "llama-spm")
+        text = b""
+        for step in answer(ensemble, PURE, constraint=one_of(LANGUAGE), member_top=50).steps:
+            for top in filter(None, step.member_tops):
+                total = sum(math.exp(p) for _, p in top)  # of bytes, waiting paths have the rest
+                assert 0.9 < total < 1.001
+                assert strategy == "bytes" or total > 0.999
+                for unit, _ in top:
+                    assert TestDistribution.may_follow(text, unit or reference.END)
+            text += step.unit
+
     def test_what_nobody_can_spell(self, make: Make) -> None:
         constraint = untried("regex", "[\U00040000-\U0007ffff]")
         for strategy in ("linear", "bytes"):
@@ -395,3 +413,22 @@ class TestAlongside:
             first = said.steps[0]
             assert {unit[:1] for unit, _ in first.top} <= {b"1", "é".encode()[:1], "к".encode()[:1]}
             assert sum(math.exp(p) for _, p in first.top) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("parts", [{"strategy": "fuse"}, {"strategy": "bytes"}], ids=str)
+def test_many_at_once(tiny_models: Models, parts: dict[str, Any]) -> None:
+    """Each has its own constraint, or none; one that fails harms nobody."""
+    nowhere = untried("lark", 'start: "a" x\nx: "b" y\ny: y "c"')
+    with running(config_of(tiny_models, "gpt2", "smol", **parts), slots=4) as batcher:
+        bad = ask(batcher, PURE, constraint=nowhere)
+        free = ask(batcher, SEEDED)
+        bound = {
+            name: ask(batcher, SEEDED, max_tokens=70, constraint=constraint)
+            for name, (constraint, _) in CONSTRAINTS.items()
+        }
+        assert isinstance(bad.wait().end, ConfigError)
+        assert free.done
+        for name, heard in bound.items():
+            assert heard.done
+            said = Answer(heard.text, [s.unit for s in heard.steps], heard.finish, ())  # type: ignore[arg-type]
+            check(said, *CONSTRAINTS[name])

@@ -177,7 +177,9 @@ class TestConstraintOf:
         assert constraint is not None
         assert (constraint.kind, constraint.text) == (kind, text)
 
-    @pytest.mark.parametrize("asked", [{}, {"response_format": {"type": "text"}}])
+    @pytest.mark.parametrize(
+        "asked", [{}, {"response_format": {"type": "text"}}, {"grammar": ""}], ids=str
+    )
     def test_nothing(self, asked: dict[str, Any]) -> None:
         assert constraint_of(**asked) is None
 
@@ -196,13 +198,13 @@ class TestConstraintOf:
                 "json_schema",
                 "only one of response_format and json_schema",
             ),
-            ({"grammar": "", "json_schema": {}}, "json_schema", "grammar and json_schema"),
+            ({"grammar": "x", "json_schema": {}}, "json_schema", "grammar and json_schema"),
             (
                 {"json_schema": {"const": b"x"}},
                 "json_schema",
                 "is no JSON: .*not JSON serializable",
             ),
-            ({"grammar": ""}, "grammar", "there is no rule 'root'"),
+            ({"grammar": " "}, "grammar", "there is no rule 'root'"),
         ],
     )
     def test_refusals(self, asked: dict[str, Any], key: str, what: str) -> None:
