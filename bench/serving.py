@@ -86,14 +86,14 @@ def round_seconds(shared: Sequence[SharedModel], k: int, n: int) -> float:
     return statistics.median(times)
 
 
-def run_streams(batcher: Batcher, k: int, n_tokens: int, into: Streams) -> None:
-    """Answer k different prompts at once."""
+def run_streams(batcher: Batcher, k: int, n_tokens: int, number: int, into: Streams) -> None:
+    """Answer k different prompts at once, such as have not been read before."""
     told: queue.SimpleQueue[tuple[int, float, Event]] = queue.SimpleQueue()
     asked = [0.0] * k
     started = time.perf_counter()
     for i in range(k):
         request = Request(
-            PROMPTS[i % len(PROMPTS)],
+            f"({number}) {PROMPTS[i % len(PROMPTS)]}",
             SamplingParams(temperature=0),
             max_tokens=n_tokens,
             ignore_end=True,
@@ -145,7 +145,7 @@ def main() -> None:
         for k in options.k:
             measured = round_seconds(shared, k, options.n // 2)
             into = streams[k] if repetition else Streams()  # the first one warms up
-            run_streams(batcher, k, options.n, into)
+            run_streams(batcher, k, options.n, 100 * k + repetition, into)
             if repetition:
                 rounds[k].append(measured)
     batcher.close()

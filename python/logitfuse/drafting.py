@@ -16,7 +16,7 @@ import numpy as np
 
 from logitfuse import _core
 from logitfuse.errors import ConfigError
-from logitfuse.member import Place
+from logitfuse.places import Place
 from logitfuse.schedules import Crew, Lazy, Speak
 from logitfuse.text import ReplyText
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from logitfuse import _core
 from logitfuse.cache import MemberStats, TokenCache
@@ -20,51 +19,10 @@ from logitfuse.canonical import CanonicalReply
 from logitfuse.errors import ContextLengthError, PromptError
 from logitfuse.evidence import Span, share
 from logitfuse.llama import LlamaContext, LlamaModel, Row
-from logitfuse.rows import KeptRows
+from logitfuse.places import Place, View
 from logitfuse.text import valid_text
 from logitfuse.vocab import Vocab
 from logitfuse.weights import PromptEvidence
-
-
-class Place(NamedTuple):
-    """Where the reply stands, in a member's tokens (see `Member.place`).
-
-    Attributes
-    ----------
-    tokens : list of int
-        Of the prompt and the reply.
-    stalled : bool
-        The member cannot spell the unfinished character at the end.
-    """
-
-    tokens: list[int]
-    stalled: bool = False
-
-
-@dataclass(frozen=True)
-class View:
-    """What a member knows at a place, until it moves on.
-
-    Attributes
-    ----------
-    boundary : float
-        The member's own belief that its last token ends where it ends, 0..1.
-    stalled : bool
-        It cannot spell the unfinished character at the end of the text.
-    """
-
-    boundary: float
-    stalled: bool = False
-    _rows: KeptRows | None = None
-    _n_tokens: int = 0
-
-    @property
-    def row(self) -> Row | None:
-        """Logits of the next token, float32 ``[n_vocab]``; None if the member is stalled.
-
-        Looked up when it is asked for: others who share the decoder may have had it moved.
-        """
-        return None if self._rows is None else self._rows.after(self._n_tokens)
 
 
 def cores() -> int:

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from logitfuse import _core
 from logitfuse.gates import Voter
-from logitfuse.member import Member, Place
+from logitfuse.member import Member
+from logitfuse.places import Place
 from logitfuse.text import ReplyText
 
 ScheduleName: TypeAlias = Literal["eager", "lazy", "draft"]
