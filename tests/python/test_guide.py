@@ -60,6 +60,31 @@ def test_an_enum_of_any_strings(words):
         assert guide.complete(0, said)
 
 
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        ("a\nb", "a\nb"),
+        (r"a\nb", "a\nb"),
+        ("a/b", "a/b"),
+        (r"a\/b", "a/b"),
+        (r"\\/", "\\/"),
+        ("^a$", "a"),
+        (" a #b", " a #b"),
+        ('"a"', '"a"'),
+        ("(?i)aB", "Ab"),
+        ("(?x) a # b\n", "a"),
+        ("[/]", "/"),
+        (r"\x{e9}|[^\x{0}-\x{7f}]", "é"),
+    ],
+)
+def test_regexes_of_odd_characters(regex, text):
+    vocab = Vocab([bytes([byte]) for byte in range(256)])
+    guide, said = Guide(untried("regex", regex), [vocab]), text.encode()
+    for n in range(len(said)):
+        assert bits(guide.allowed(0, said[:n]), 256)[said[n]]
+    assert guide.complete(0, said)
+
+
 def test_all_ends_and_equal_tokens_may_come():
     vocab = Vocab([b"a", b"<end>", b"a", b"</s>", b"b"], end_ids=[1, 3])
     guide = Guide(untried("regex", "ab?"), [vocab])
