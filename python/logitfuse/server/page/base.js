@@ -40,6 +40,8 @@ const share = (p) => `${Math.round(100 * p)}${NBSP}%`;
 const likely = (logprob) => (logprob === null ? 0 : Math.min(1, Math.exp(logprob)));
 const counted = (n, what) => `${n.toLocaleString("en")}${NBSP}${what}${n === 1 ? "" : "s"}`;
 
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
 const NUMBERS = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"];
 
 /** What a browser keeps, if it lets us: `kept(localStorage, "theme")` reads, a value writes. */

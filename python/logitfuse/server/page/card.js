@@ -64,7 +64,7 @@ const card = {
         ...(this.pinned ? [shut] : [])),
       el("p", { className: "how" }, `Token ${i + 1} of ${answer.steps.length}. ${explained(step, answer.shares)}`),
     ];
-    const total = Object.values(answer.shares).reduce((sum, weight) => sum + Math.abs(weight), 0);
+    const total = sum(Object.values(answer.shares).map(Math.abs));
     step.members.forEach((member, k) => {
       const weight = answer.shares[member.name] ?? 0;
       nodes.push(el("h3", {}, swatch(k + 1), el("bdi", { title: member.name }, member.name),

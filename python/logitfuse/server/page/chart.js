@@ -25,8 +25,6 @@ function likelihood(answer) {
   return { at, lines };
 }
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-
 /** Bits per byte, what is further back counting less. */
 function smoothed(bits, bytes) {
   const keep = 1 - 1 / SPAN;

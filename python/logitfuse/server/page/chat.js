@@ -171,6 +171,7 @@ function clear() {
 
 function askKey() {
   $("key").hidden = false;
+  $("wrong").hidden = !kept(session, "key");
   $("state").hidden = true;
   $("secret").value = "";
   $("secret").focus();

@@ -13,6 +13,7 @@ const settings = {
     const fields = this.form.elements;
     for (const [name, values] of [["preset", props.presets], ["pool", props.pools]]) {
       fields[name].replaceChildren(new Option("as served", ""), ...values.map((value) => new Option(value)));
+      if (!values.includes(this.chosen[name])) delete this.chosen[name]; // of another server
     }
     const picker = $("model");
     picker.replaceChildren(...ids.map((id) => new Option(id)));
@@ -28,7 +29,7 @@ const settings = {
     const { members, ...parts } = this.served;
     const names = ["strategy", "pool", "gate", "preset", "weighting", "alignment"];
     const rows = names.filter((name) => parts[name]).map((name) => [name, parts[name]]);
-    rows.push(["version", this.props.version], ["instructions", this.props.instruction_set]);
+    rows.push(["version", this.props.version], ["instruction set", this.props.instruction_set]);
     $("facts").replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   },
 
@@ -131,8 +132,10 @@ const settings = {
 
   /** What a request says besides its messages. */
   get request() {
-    const { temperature, top_p, max_tokens, seed, preset, pool, weights } = this.chosen;
-    const ours = { trace: true, candidates: 5, weights: weights?.[this.model], preset, pool };
+    const { temperature, top_p, max_tokens, seed, preset, pool } = this.chosen;
+    const moved = this.chosen.weights?.[this.model];
+    const weights = moved && Object.fromEntries(this.members.map(({ name, weight }) => [name, weight]));
+    const ours = { trace: true, candidates: 5, weights, preset, pool };
     return {
       model: this.model, stream: true, stream_options: { include_usage: true },
       temperature, top_p, max_tokens, seed, logitfuse: ours,
