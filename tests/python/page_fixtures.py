@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from browsing import SECRET, Open, Serve, Source, Visit
 from logitfuse.batching import Batcher
-from logitfuse.config import parse_config
-from logitfuse.server.app import make_app
-from logitfuse.server.settings import Settings
 from playwright.sync_api import Browser, sync_playwright
+from serving import Served, ensembles
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
@@ -42,40 +37,25 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@contextmanager
-def serving(source: Source, settings: Settings) -> Iterator[str]:
-    """Runs a server in a thread; its address."""
-    config = uvicorn.Config(make_app(source, settings), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
-
-
 @pytest.fixture(scope="session")
 def load_members(tiny_models: Mapping[str, Path]) -> Callable[[], Batcher]:
-    """Loads two tiny members: together, and one alone."""
-    smol, gemma = (
-        {"model": str(tiny_models[name]), "name": name, "n_threads": 1}
-        for name in ("smol", "gemma3")
-    )
-    pair = parse_config({"name": "pair", "strategy": "fuse", "member": [smol, gemma]})
-    alone = parse_config({"name": "alone", "member": [smol]})
-    return lambda: Batcher([pair, alone], slots=2)
+    """Loads tiny members for a server: together in two ways, and one alone."""
+    return lambda: Batcher(ensembles(tiny_models), slots=2)
 
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Serve]:
-    """Starts a server, and returns its address."""
+    """Starts a server, and returns its address: at once, if it has yet to load its models."""
     with ExitStack() as servers:
-        yield lambda source, **settings: servers.enter_context(
-            serving(source, Settings(**settings))
-        )
+
+        def start(source: Source, **settings: Any) -> str:
+            served = Served(source, **settings)
+            servers.callback(served.close)
+            if isinstance(source, Batcher):
+                served.wait_until_ready()
+            return f"{served.url}/"
+
+        yield start
 
 
 @pytest.fixture(scope="session")

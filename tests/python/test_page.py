@@ -243,10 +243,10 @@ class TestSettings:
         expect(tab.page.locator("#lineup")).to_have_text("smol 0\u00a0%gemma3 100\u00a0%")
 
     def test_another_model(self, tab: Visit) -> None:
-        tab.page.get_by_role("combobox", name="Model").select_option("alone")
+        tab.page.get_by_role("combobox", name="Model").select_option("one")
         expect(tab.page.locator("#welcome h2")).to_have_text("One model, one answer")
         tab.say("Who?")
-        assert tab.asked[-1]["model"] == "alone"
+        assert tab.asked[-1]["model"] == "one"
         assert {m["name"] for step in tab.export()["steps"] for m in step["members"]} == {"smol"}
 
 

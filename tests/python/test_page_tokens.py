@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any
 
+import pytest
 from browsing import Open, Visit
 from playwright.sync_api import Route, expect
 
@@ -74,7 +75,9 @@ class TestTokens:
             expect(chosen.locator("> span")).to_have_text(said)
             expect(lists.nth(i).get_by_text("its wish")).to_have_count(1)
 
-    def test_details_by_keyboard(self, tab: Visit) -> None:
+    @pytest.mark.parametrize("model", ["pair", "exact"])
+    def test_details_by_keyboard(self, tab: Visit, model: str) -> None:
+        tab.page.select_option("#model", model)
         tab.say("By keys.")
         steps = tab.export()["steps"]
         tab.one(".said button").focus()
@@ -118,7 +121,8 @@ class TestTokens:
         for i, step in enumerate(tab.export()["steps"]):
             names = (units.nth(i).get_attribute("class") or "").split()
             voters = [member for member in step["members"] if member["wish"] is not None]
-            likely = sum(math.exp(m["logprob"] or -math.inf) for m in voters) / len(voters)
+            known = [m["logprob"] for m in voters if m["logprob"] is not None]
+            likely = sum(map(math.exp, known)) / len(voters)
             assert f"l{min(4, int(5 * likely))}" in names
             wants = sum(member["wish"] == step["text"] for member in voters)
             line = {0: "none", len(voters): None}.get(wants, "some")
