@@ -73,7 +73,7 @@ class TestTokens:
             probability = member["logprob"]
             said = "not as one" if probability is None else percent(probability)
             expect(chosen.locator("> span")).to_have_text(said)
-            expect(lists.nth(i).get_by_text("its wish")).to_have_count(1)
+            expect(lists.nth(i).get_by_text("wish")).to_have_count(1)
 
     @pytest.mark.parametrize("model", ["pair", "exact"])
     def test_details_by_keyboard(self, tab: Visit, model: str) -> None:

@@ -45,8 +45,9 @@ const card = {
     const { style } = this.node;
     style.left = style.top = "";
     if (!this.anchor || matchMedia("(max-width: 40rem)").matches) return;
-    const at = this.anchor.getClientRects()[0];
-    if (!at) return;
+    const parts = [...this.anchor.getClientRects()]; // one per line; a space may end the line before
+    if (!parts.length) return;
+    const at = parts.reduce((a, b) => (b.width > a.width ? b : a));
     const { width, height } = this.node.getBoundingClientRect();
     const below = innerHeight - at.bottom > height + 16 || at.top < height + 16;
     style.left = `${Math.max(8, Math.min(at.left - 16, document.documentElement.clientWidth - width - 8))}px`;
@@ -84,7 +85,7 @@ const card = {
     let wish = listed.find(({ text }) => text === member.wish);
     if (!wish) listed.unshift((wish = { text: member.wish, bytes: [...new TextEncoder().encode(member.wish)] }));
     return el("ol", {}, ...listed.map((candidate) => {
-      const notes = [candidate === chosen ? "chosen" : null, candidate === wish ? "its wish" : null].filter(Boolean);
+      const notes = [candidate === chosen ? "chosen" : null, candidate === wish ? "wish" : null].filter(Boolean);
       return this.candidate(candidate, candidate === chosen, notes.join(", "));
     }));
   },
