@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,14 +15,83 @@ from logitfuse.config import explain
 from logitfuse.constraint import LlamaGrammar, constraint_of
 from logitfuse.echo import TokenScore, score_step
 from logitfuse.sampling import SamplingParams
-from logitfuse.strategies.base import Chunk, Message, Request, Step
+from logitfuse.strategies.base import Chunk, FinishReason, Message, Request, Step
 
 Response = dict[str, Any]
+
+#: Stands for minus infinity, which JSON lacks, as at OpenAI.
+NEVER = -9999.0
 
 
 def text_of(unit: bytes) -> str:
     """A unit as text; parts of a character become U+FFFD."""
     return unit.decode("utf-8", "replace")
+
+
+@dataclass
+class Choice:
+    """One of the answers to a request, as far as it came.
+
+    Attributes
+    ----------
+    index : int
+        Its place among them.
+    offset : int
+        Where its next listed token begins, in characters from the beginning of the prompt.
+    echo : str
+        The prompt, if the text is to begin with it.
+    scores : sequence of TokenScore
+        Of the prompt, if the log-probabilities are to begin with them.  The end then is a token as
+        well: behind a prompt there are as many as were generated.
+    text : str
+    steps : list of Step
+    finish_reason : {"stop", "length"} or None
+    complete : bool
+        Nothing more will come.
+    """
+
+    index: int = 0
+    offset: int = 0
+    echo: str = ""
+    scores: Sequence[TokenScore] = ()
+    text: str = ""
+    steps: list[Step] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    complete: bool = False
+    #: A stream of it has begun, and has told so many characters and steps.
+    opened: bool = False
+    told: int = 0
+    listed: int = 0
+    #: Counts characters of tokens that hold parts of them.
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("ignore")
+    )
+
+    def add(self, chunk: Chunk) -> None:
+        """Go on by a piece."""
+        self.text += chunk.text
+        self.steps += chunk.steps
+        self.finish_reason = chunk.finish_reason
+
+    def read(self, chunks: Iterable[Chunk]) -> Choice:
+        """Go on to the end; gives itself."""
+        for chunk in chunks:
+            self.add(chunk)
+        return self
+
+    @property
+    def n_tokens(self) -> int:
+        """Symbols of the answer, without its end."""
+        return sum(bool(step.unit) for step in self.steps)
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Response:
+    """How many tokens were read and written."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
 class CompletionFormat:
@@ -33,78 +103,81 @@ class CompletionFormat:
         Echoed in every object.
     logprobs : int or None
         How many best symbols to list per token; None: no log-probabilities at all.
-    offset : int
-        Where the answer begins: text offsets count from the beginning of the prompt.
+    trace : callable, optional
+        Tells of a step; then every choice has its steps with it.
+    **more
+        Further keys of every object.
+
+    Attributes
+    ----------
+    logprobs : int or None
     """
 
     kind = "text_completion"
     stream_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, model: str, logprobs: int | None, offset: int = 0) -> None:
+    def __init__(
+        self,
+        model: str,
+        logprobs: int | None,
+        *,
+        trace: Callable[[Step], Response] | None = None,
+        **more: Any,
+    ) -> None:
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4()}",
             "created": int(time.time()),
             "model": model,
+            **more,
         }
-        self._logprobs = logprobs
-        self._offset = offset
-        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+        self.logprobs = logprobs
+        self._trace = trace
 
-    def whole(
-        self,
-        chunks: Sequence[Chunk],
-        prompt_tokens: int,
-        echo: str = "",
-        scores: Sequence[TokenScore] = (),
-    ) -> Response:
-        """The answer as one object.
+    def whole(self, choices: Sequence[Choice], prompt_tokens: int) -> Response:
+        """All answers as one object."""
+        entries = []
+        for choice in choices:
+            message = self._message(choice.echo + choice.text)
+            entry = self._entry(choice, message, choice.steps, choice.scores, whole=True)
+            entries.append(entry | {"finish_reason": choice.finish_reason})
+        written = sum(choice.n_tokens for choice in choices)
+        return {**self._object(self.kind, *entries), "usage": usage(prompt_tokens, written)}
 
-        Parameters
-        ----------
-        chunks : sequence of Chunk
-        prompt_tokens : int
-            For the usage.
-        echo : str
-            The prompt, to begin the text with.
-        scores : sequence of TokenScore
-            Of the prompt, to begin the log-probabilities with.  The end then is a token as well:
-            behind a prompt there are as many as were generated.
-        """
-        said = [step for chunk in chunks for step in chunk.steps]
-        steps = [step for step in said if step.unit]
-        text = echo + "".join(chunk.text for chunk in chunks)
-        finish = chunks[-1].finish_reason
-        listed = said if scores else steps
-        return {
-            **self._object(self.kind, self._message(text), listed, finish, scores),
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": len(steps),
-                "total_tokens": prompt_tokens + len(steps),
-            },
-        }
-
-    def stream(
-        self, chunks: Iterator[Chunk], echo: str = "", scores: Sequence[TokenScore] = ()
-    ) -> Iterator[Response]:
-        """The answer as one object per piece of text; the last one has the finish reason.
-
-        Parameters as for `whole`; what is echoed comes first, in an object of its own.
-        """
-        yield from self._opening(echo, scores)
-        waiting: list[Step] = []
+    def stream(self, choice: Choice, chunks: Iterable[Chunk]) -> Iterator[Response]:
+        """An answer as one object per piece of text; the last one has the finish reason."""
         for chunk in chunks:
-            waiting += [step for step in chunk.steps if step.unit or scores]
-            if chunk.text:
-                yield self._object(self.stream_kind, self._delta(chunk.text), waiting or None, None)
-                waiting = []
-            if (finish := chunk.finish_reason) is not None:
-                yield self._object(self.stream_kind, self._delta(""), waiting or None, finish)
+            choice.add(chunk)
+            yield from self.growth(choice)
+        yield from self.ending(choice)
 
-    def _opening(self, echo: str, scores: Sequence[TokenScore]) -> Iterator[Response]:
-        if echo:
-            yield self._object(self.stream_kind, self._delta(echo), None, None, scores)
+    def growth(self, choice: Choice) -> Iterator[Response]:
+        """The objects by which a stream of a choice has grown."""
+        if not choice.opened:
+            choice.opened = True
+            yield from self._opening(choice)
+        text, steps = choice.text[choice.told :], choice.steps[choice.listed :]
+        if text or (steps and self._trace is not None):
+            choice.told, choice.listed = len(choice.text), len(choice.steps)
+            yield self._object(self.stream_kind, self._entry(choice, self._delta(text), steps))
+
+    def ending(self, choice: Choice) -> Iterator[Response]:
+        """The last object of a choice that is complete."""
+        steps = choice.steps[choice.listed :]
+        entry = self._entry(choice, self._delta(""), steps)
+        yield self._object(self.stream_kind, entry | {"finish_reason": choice.finish_reason})
+
+    def remark(self, **more: Any) -> Response:
+        """An object of a stream that is about none of the choices."""
+        return {**self._object(self.stream_kind), **more}
+
+    def _opening(self, choice: Choice) -> Iterator[Response]:
+        if choice.echo:
+            entry = self._entry(choice, self._delta(choice.echo), [], choice.scores)
+            yield self._object(self.stream_kind, entry)
+
+    def _object(self, kind: str, *entries: Response) -> Response:
+        return {"object": kind, **self._head, "choices": list(entries)}
 
     def _message(self, text: str) -> Response:
         return {"text": text}
@@ -112,44 +185,40 @@ class CompletionFormat:
     def _delta(self, text: str) -> Response:
         return {"text": text}
 
-    def _object(
+    def _entry(
         self,
-        kind: str,
+        choice: Choice,
         content: Response,
-        steps: Sequence[Step] | None,
-        finish_reason: str | None,
+        steps: Sequence[Step],
         scores: Sequence[TokenScore] = (),
+        *,
+        whole: bool = False,
     ) -> Response:
-        listed = None
-        if self._logprobs is not None and (steps is not None or scores):
-            listed = self._list_logprobs(steps or (), scores)
-        choice = {"index": 0, **content, "logprobs": listed, "finish_reason": finish_reason}
-        return {"object": kind, **self._head, "choices": [choice]}
+        """A choice as a piece of a stream, or whole."""
+        entry = {"index": choice.index, **content, "logprobs": None, "finish_reason": None}
+        listed = [step for step in steps if step.unit or choice.scores]
+        if self.logprobs is not None and (listed or scores or whole):
+            entry["logprobs"] = self._list_logprobs(choice, listed, scores)
+        if self._trace is not None:
+            entry["logitfuse"] = {"steps": [self._trace(step) for step in steps]}
+        return entry
 
-    def _list_logprobs(self, steps: Sequence[Step], scores: Sequence[TokenScore]) -> Response:
-        tokens = [*scores, *(score_step(step, self._logprobs or 0) for step in steps)]
-        if scores:
-            self._offset = 0
+    def _list_logprobs(
+        self, choice: Choice, steps: Sequence[Step], scores: Sequence[TokenScore]
+    ) -> Response:
+        tokens = [*scores, *(score_step(step, self.logprobs or 0) for step in steps)]
         offsets = []
         for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(token.text))
+            offsets.append(choice.offset)
+            choice.offset += len(choice.decoder.decode(token.text))
         return {
             "tokens": [text_of(token.text) for token in tokens],
             "text_offset": offsets,
-            "token_logprobs": [token.logprob for token in tokens],
+            "token_logprobs": [
+                None if token.logprob is None else _finite(token.logprob) for token in tokens
+            ],
             "top_logprobs": [_by_text(token) for token in tokens],
         }
-
-
-def _by_text(token: TokenScore) -> dict[str, float] | None:
-    """The best log-probability of each text: parts of different characters look the same."""
-    if token.logprob is None:
-        return None
-    best: dict[str, float] = {}
-    for unit, logprob in token.top:  # the most probable come first
-        best.setdefault(text_of(unit), logprob)
-    return best
 
 
 class ChatFormat(CompletionFormat):
@@ -159,9 +228,9 @@ class ChatFormat(CompletionFormat):
     stream_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def _opening(self, echo: str, scores: Sequence[TokenScore]) -> Iterator[Response]:
-        del echo, scores
-        yield self._object(self.stream_kind, {"delta": {"role": "assistant"}}, None, None)
+    def _opening(self, choice: Choice) -> Iterator[Response]:
+        entry = self._entry(choice, {"delta": {"role": "assistant"}}, [])
+        yield self._object(self.stream_kind, entry)
 
     def _message(self, text: str) -> Response:
         return {"message": {"role": "assistant", "content": text}}
@@ -169,11 +238,13 @@ class ChatFormat(CompletionFormat):
     def _delta(self, text: str) -> Response:
         return {"delta": {"content": text} if text else {}}
 
-    def _list_logprobs(self, steps: Sequence[Step], scores: Sequence[TokenScore]) -> Response:
-        del scores  # a chat is not echoed
+    def _list_logprobs(
+        self, choice: Choice, steps: Sequence[Step], scores: Sequence[TokenScore]
+    ) -> Response:
+        del choice, scores  # a chat is not echoed
 
         def entry(unit: bytes, logprob: float) -> Response:
-            return {"token": text_of(unit), "logprob": logprob, "bytes": list(unit)}
+            return {"token": text_of(unit), "logprob": _finite(logprob), "bytes": list(unit)}
 
         return {
             "content": [
@@ -185,6 +256,20 @@ class ChatFormat(CompletionFormat):
             ],
             "refusal": None,
         }
+
+
+def _by_text(token: TokenScore) -> dict[str, float] | None:
+    """The best log-probability of each text: parts of different characters look the same."""
+    if token.logprob is None:
+        return None
+    best: dict[str, float] = {}
+    for unit, logprob in token.top:  # the most probable come first
+        best.setdefault(text_of(unit), _finite(logprob))
+    return best
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, NEVER)
 
 
 def llama_request(

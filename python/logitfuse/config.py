@@ -160,7 +160,7 @@ def load_configs(path: str | PathLike[str]) -> list[FuseConfig]:
     ConfigError
         As `load_config`; ensembles without names of their own, or of members that are not there.
     """
-    return [parse_config(data, path=Path(path)) for data in _read_all(path)]
+    return [parse_config(data, path=Path(path)) for data in read_configs(path)]
 
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:
@@ -171,10 +171,17 @@ def read_config(path: str | PathLike[str]) -> dict[str, Any]:
     ConfigError
         No such file or ensemble, not TOML.
     """
-    return _read_all(path)[0]
+    return read_configs(path)[0]
 
 
-def _read_all(path: str | PathLike[str]) -> list[dict[str, Any]]:
+def read_configs(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """What a TOML file says of each of its ensembles (of ``FILE:NAME``: of that one), unchecked.
+
+    Raises
+    ------
+    ConfigError
+        No such file or ensemble, not TOML.
+    """
     file, name = Path(path), ""
     if not file.exists():
         whole, _, part = str(path).rpartition(":")

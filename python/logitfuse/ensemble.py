@@ -7,7 +7,14 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-from logitfuse.completions import ChatFormat, CompletionFormat, Response, llama_request, text_of
+from logitfuse.completions import (
+    ChatFormat,
+    Choice,
+    CompletionFormat,
+    Response,
+    llama_request,
+    text_of,
+)
 from logitfuse.config import FuseConfig, build, load_config, parse_config
 from logitfuse.constraint import LlamaGrammar
 from logitfuse.echo import score_prompt, tokenize
@@ -212,7 +219,7 @@ class Ensemble:
         PromptError, ContextLengthError, ConfigError, FusionError, MemberError
         """
         text = prompt if isinstance(prompt, str) else text_of(self.detokenize(prompt))
-        form = CompletionFormat(model or self.generator.name, logprobs, len(text))
+        form = CompletionFormat(model or self.generator.name, logprobs)
         request = self._request(
             prompt,
             max_tokens=max_tokens,
@@ -230,13 +237,10 @@ class Ensemble:
             logit_bias=logit_bias,
             grammar=grammar,
         )
-        said = text if echo else ""
-        listed = echo and logprobs is not None
-        scores = score_prompt(self.generator, prompt, logprobs or 0) if listed else ()
-        if stream:
-            return form.stream(self.stream(request), said, scores)
-        chunks = list(self.stream(request))
-        return form.whole(chunks, self.stats.prompt_tokens, said, scores)
+        choice = Choice(offset=len(text), echo=text if echo else "")
+        if echo and logprobs is not None:
+            choice.scores, choice.offset = score_prompt(self.generator, prompt, logprobs), 0
+        return self._respond(form, choice, request, stream)
 
     __call__ = create_completion
 
@@ -302,10 +306,15 @@ class Ensemble:
             grammar=grammar,
             response_format=response_format,
         )
+        return self._respond(form, Choice(), request, stream)
+
+    def _respond(
+        self, form: CompletionFormat, choice: Choice, request: Request, stream: bool
+    ) -> Response | Iterator[Response]:
+        chunks = self.stream(request)
         if stream:
-            return form.stream(self.stream(request))
-        chunks = list(self.stream(request))
-        return form.whole(chunks, self.stats.prompt_tokens)
+            return form.stream(choice, chunks)
+        return form.whole([choice.read(chunks)], self.stats.prompt_tokens)
 
     def generate(
         self,

@@ -228,11 +228,14 @@ class TestPrefixes:
 
     def test_siblings_wait_until_the_prompt_is_read(self, tiny_models: Models) -> None:
         with running(config_of(tiny_models, "gpt2"), slots=4) as batcher:
-            first = ask(batcher, SAMPLINGS["sampled"], prompt=PROMPT * 20)
+            wanted: dict[str, Any] = {"prompt": PROMPT * 20, "max_tokens": 100, "ignore_end": True}
+            first = ask(batcher, SAMPLINGS["sampled"], **wanted)
             others = [
-                ask(batcher, SamplingParams(seed=k), prompt=PROMPT * 20, after=first.ticket)
-                for k in range(3)
+                ask(batcher, SamplingParams(seed=k), after=first.ticket, **wanted) for k in range(3)
             ]
+            for one in others:
+                one.take()
+            assert batcher.active == 4  # they do not wait for its end
             for one in others:
                 assert one.done.cached_tokens >= one.done.stats.prompt_tokens - 1
             assert len({one.text for one in [first.wait(), *others]}) > 1
@@ -308,6 +311,16 @@ class TestQueue:
             assert first.done
             assert third.done
             assert gone.is_silent
+
+    def test_who_leaves_gives_back_a_place(self, tiny_models: Models) -> None:
+        with running(config_of(tiny_models, "gpt2"), slots=1, queue=1) as batcher:
+            first = ask(batcher, max_tokens=200, ignore_end=True)
+            first.take()
+            gone = ask(batcher)
+            with pytest.raises(BusyError):
+                ask(batcher)
+            gone.ticket.cancel()
+            assert ask(batcher).done
 
     def test_draining(self, tiny_models: Models) -> None:
         with running(config_of(tiny_models, "gpt2"), slots=1) as batcher:

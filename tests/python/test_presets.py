@@ -269,7 +269,7 @@ class TestFillingIn:
         file = tmp_path / "pair.toml"
         entry = "[[member]]\nmodel = 'a.gguf'\n"
         file.write_text("preset = 'contrastive'\nguard = true\n" + 2 * entry)
-        config = ModelOptions(ensemble=file, preset="unite").config()
+        config = ModelOptions(ensemble=[file], preset="unite").config()
         assert (config.pool, config.alignment, config.plausibility) == ("linear", "topk-union", 0.1)
         assert [m.weight for m in config.member] == [1.0, 1.0]
         assert config.guard

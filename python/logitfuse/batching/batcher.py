@@ -15,7 +15,7 @@ from logitfuse.assembly import check_parts, n_branches
 from logitfuse.batching.conductor import Cancelled, Conductor, Task
 from logitfuse.batching.slots import Slot, Slots, load, unload
 from logitfuse.config import FuseConfig
-from logitfuse.errors import BusyError, ConfigError, LogitfuseError
+from logitfuse.errors import BusyError, ConfigError
 from logitfuse.strategies.base import Chunk, Prompt, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.stats import RunStats
@@ -200,6 +200,7 @@ class Batcher:
                 raise BusyError(
                     "the server is shutting down", retry_after=_RETRY_AFTER, closing=True
                 )
+            self._waiting = deque(t for t in self._waiting if not t.task.cancelled)
             if len(self._waiting) >= self.queue + max(0, self.slots - len(self._running)):
                 raise BusyError(
                     f"{len(self._running)} requests are being answered and {len(self._waiting)} "
@@ -243,7 +244,7 @@ class Batcher:
         while self._slots.free and (ticket := self._next()) is not None:
             try:
                 slot, prompts = self._place(ticket.job)
-            except LogitfuseError as error:
+            except Exception as error:  # whatever it is: the others go on
                 ticket.tell(error)
                 continue
             self._running.add(ticket)
@@ -280,9 +281,12 @@ class Batcher:
             )
             with closing(stream):
                 for event in stream:
+                    begins = not ticket.begun.is_set()
                     ticket.tell(event)
                     if ticket.task.cancelled:
                         return
+                    if begins:
+                        self._admit()  # those who wait for this prompt
             ticket.tell(Done(engine.stats, engine.members[0].stats.reused_tokens))
         except Cancelled:
             pass

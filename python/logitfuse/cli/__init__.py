@@ -1,4 +1,4 @@
-"""The command line: ``logitfuse run | chat | check | fit | eval | bench | ...``."""
+"""The command line: ``logitfuse run | chat | serve | check | fit | eval | bench | ...``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from logitfuse.cli.fit import fit
 from logitfuse.cli.info import info
 from logitfuse.cli.presets import presets
 from logitfuse.cli.run import run
+from logitfuse.cli.serve import app as serve
 from logitfuse.errors import LogitfuseError
 
 app = App(
@@ -30,6 +31,7 @@ app = App(
 for command in (run, chat, presets, check, fit, info, bench, demo):
     app.command(command)
 app.command(evaluate)
+app.command(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

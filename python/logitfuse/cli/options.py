@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from logitfuse.config import FuseConfig, parse_config, read_config
+from logitfuse.config import FuseConfig, parse_config, read_configs
 from logitfuse.constraint import Constraint, constraint_of
 from logitfuse.errors import ConfigError
 from logitfuse.sampling import SamplingParams
@@ -50,8 +50,10 @@ class ModelOptions:
     ] = field(default_factory=list)
     "Member from the Hugging Face hub: user/repo[:quant]; repeat it."
 
-    ensemble: Annotated[Path | None, Parameter(name=["--ensemble", "-e"])] = None
-    "TOML file that describes the ensemble, instead of -m and -hf."
+    ensemble: Annotated[
+        list[Path], Parameter(name=["--ensemble", "-e"], negative="", show_default=False)
+    ] = field(default_factory=list)
+    "TOML file that describes the ensemble (FILE:NAME: one of several), instead of -m and -hf."
 
     weights: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     "Weights in member order, e.g. 0.6,0.4; equal by default."
@@ -119,18 +121,37 @@ class ModelOptions:
         ConfigError
             No models, both -e and -m, wrong values.
         """
-        if self.ensemble is not None:
+        if len(self.ensemble) > 1:
+            raise ConfigError("this command takes one ensemble; give -e once")
+        return self._parse(*self._described()[0])
+
+    def configs(self) -> list[FuseConfig]:
+        """All ensembles that these options describe: those of all files.
+
+        Raises
+        ------
+        ConfigError
+            As `config`.
+        """
+        return [self._parse(data, path) for data, path in self._described()]
+
+    def _described(self) -> list[tuple[dict[str, Any], Path | None]]:
+        """What is said of each ensemble, and in which file."""
+        if self.ensemble:
             if self.model or self.hf_repo:
                 raise ConfigError("give either -e/--ensemble or -m/-hf, not both")
-            data = read_config(self.ensemble)
-            parse_config(data, path=self.ensemble)  # what is wrong with it is said of the file
-        else:
-            sources = [{"model": m} for m in self.model] + [{"hf": h} for h in self.hf_repo]
-            if not sources:
-                raise ConfigError(
-                    "no models; give -m model.gguf (repeat it), -hf user/repo or -e ensemble.toml"
-                )
-            data = {"member": sources}
+            return [(data, path) for path in self.ensemble for data in read_configs(path)]
+        sources = [{"model": m} for m in self.model] + [{"hf": h} for h in self.hf_repo]
+        if not sources:
+            raise ConfigError(
+                "no models; give -m model.gguf (repeat it), -hf user/repo or -e ensemble.toml"
+            )
+        return [({"member": sources}, None)]
+
+    def _parse(self, data: dict[str, Any], path: Path | None) -> FuseConfig:
+        """What is said of an ensemble, and what the other options say besides."""
+        if path is not None:
+            parse_config(data, path=path)  # what is wrong with it is said of the file
         for key in _PARTS:
             if getattr(self, key) is not None:
                 data[key] = getattr(self, key)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cyclopts import CycloptsError, UnusedCliTokensError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from logitfuse.config import explain
 from logitfuse.strategies.base import Step
 
 
@@ -40,6 +42,8 @@ out = Console(highlight=False, soft_wrap=True, width=_width(sys.stdout))
 
 def fail(error: Exception) -> None:
     """One line on stderr."""
+    if isinstance(error.__cause__, ValidationError):  # of a command's settings
+        error = explain(error.__cause__)
     message = str(error)
     if isinstance(error, UnusedCliTokensError):
         message += " Quote a prompt of several words; repeat -m for every model."

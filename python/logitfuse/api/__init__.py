@@ -1,0 +1,1 @@
+"""The OpenAI API without HTTP: bodies in, jobs for a batcher, objects and problems out."""

@@ -1,0 +1,188 @@
+"""Who and what comes in: keys, bodies, and a line in the log for each request."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from logitfuse.api.problems import Problem
+from logitfuse.server.problems import BodyError, foreseen, respond
+from logitfuse.server.state import State
+
+_log = logging.getLogger("logitfuse.server")
+
+#: Paths that tell nothing and cost nothing.
+_OPEN = {"/", "/health"}
+#: Seconds in which a body must have arrived.
+BODY_TIMEOUT = 30.0
+#: Longest path in the log.
+_LOGGED = 120
+
+_UNAUTHORISED = Problem(
+    401,
+    "give one of the server's keys: Authorization: Bearer KEY",
+    code="invalid_api_key",
+)
+
+
+class KeyMiddleware:
+    """Lets nobody in without a key.
+
+    Parameters
+    ----------
+    app : ASGI application
+    keys : list of bytes
+    """
+
+    def __init__(self, app: ASGIApp, keys: list[bytes]) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http" or scope["path"] in _OPEN or self._knows(scope):
+            await self._app(scope, receive, send)
+        else:
+            await respond(_UNAUTHORISED)(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = key.strip().encode("latin-1")
+        # All are compared, so that the time tells nothing.
+        found = [hmac.compare_digest(given, known) for known in self._keys]
+        return scheme.lower() == "bearer" and any(found)
+
+
+class LogMiddleware:
+    """Notes every request: in the log, and in the metrics.
+
+    Parameters
+    ----------
+    app : ASGI application
+    state : State
+    """
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        scope.setdefault("state", {})
+        try:
+            await self._app(scope, receive, send_on)
+        finally:
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        exchange = scope["state"].get("exchange")
+        route = scope.get("route")
+        tokens = ""
+        if exchange is not None:
+            tokens = f" {exchange.prompt_tokens}+{exchange.completion_tokens} tokens"
+        _log.info(
+            "%s %s %d %.0f ms%s",
+            scope["method"],
+            scope["raw_path"][:_LOGGED].decode("latin-1"),  # quoted: no line breaks
+            status,
+            1000 * seconds,
+            tokens,
+        )
+        self._state.metrics.requests.labels(
+            getattr(route, "path", "other"), status, "" if exchange is None else exchange.model
+        ).inc()
+
+
+class JsonRequest(Request):
+    """A request whose body is JSON, not too long and not too deep."""
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises
+        ------
+        BodyError
+            It is said to be no JSON (415), too long (413) or too slow (408).
+        """
+        if not hasattr(self, "_body"):
+            self._require_json()
+            state: State = self.app.state.server
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT):
+                    self._body = await self._read(state.settings.max_body)
+            except TimeoutError:
+                message = f"the body took more than {BODY_TIMEOUT:g} seconds"
+                raise BodyError(Problem(408, message, code="timeout")) from None
+        return self._body
+
+    def _require_json(self) -> None:
+        """Browsers send nothing else to foreign servers without asking these first."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            message = f"the body must have the Content-Type application/json, not '{kind}'"
+            raise BodyError(Problem(415, message, code="unsupported_media_type"))
+
+    async def _read(self, most: int) -> bytes:
+        problem = Problem(413, f"the body is longer than {most} bytes", code="body_too_long")
+        told = self.headers.get("content-length", "0")
+        if not told.isdecimal() or int(told) > most:
+            raise BodyError(problem)
+        body = bytearray()
+        async for piece in self.stream():
+            body += piece
+            if len(body) > most:
+                raise BodyError(problem)
+        if not body:
+            raise BodyError(Problem(400, "the body is empty; send JSON", code="invalid_json"))
+        return bytes(body)
+
+    async def json(self) -> Any:
+        """The body's value.
+
+        Raises
+        ------
+        BodyError
+            It is no JSON, not UTF-8, or nested too deeply (400).
+        """
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            problem = Problem(400, f"the body is not valid JSON: {error}", code="invalid_json")
+            raise BodyError(problem) from None
+
+
+class JsonRoute(APIRoute):
+    """A route that reads JSON and answers all errors as OpenAI does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the route."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            try:
+                return await handle(JsonRequest(request.scope, request.receive))
+            except Exception as error:
+                return respond(foreseen(error))
+
+        return handle_json
