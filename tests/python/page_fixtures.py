@@ -13,7 +13,7 @@ import pytest
 from browsing import SECRET, Open, Serve, Source, Visit
 from logitfuse.batching import Batcher
 from playwright.sync_api import Browser, sync_playwright
-from serving import Served, ensembles
+from servers import Served, ensembles
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (

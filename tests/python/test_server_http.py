@@ -1,0 +1,371 @@
+"""What comes over the wire that no honest client would send, and who may come at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from logitfuse.batching import Batcher
+from logitfuse.errors import ConfigError
+from logitfuse.server.app import make_app
+from logitfuse.server.settings import Settings
+from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, serving
+
+JSON = {"Content-Type": "application/json"}
+KEY = "a-längere-key"
+PREFLIGHT = {
+    "Origin": "https://example.org",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def batcher(tiny_models: Mapping[str, Path]) -> Iterator[Batcher]:
+    made = Batcher(ensembles(tiny_models), slots=2, queue=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def served(batcher: Batcher) -> Iterator[Served]:
+    with serving(batcher, max_body=100_000, max_prompt=2000, max_tokens=300) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def guarded(batcher: Batcher) -> Iterator[Served]:
+    """A server with keys."""
+    with serving(batcher, api_key=["another", KEY]) as started:
+        yield started
+
+
+def post(served: Served, content: bytes | str, path: str = TEXT) -> httpx.Response:
+    return served.http.post(path, content=content, headers=JSON)
+
+
+class TestBodies:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "the body is empty"),
+            (b"{", "not valid JSON"),
+            (b'{"prompt": "x"} and more', "trailing characters"),
+            (b'{"prompt": "\xff"}', "not valid JSON"),
+            (b'{"prompt": "\\ud800"}', "not valid JSON"),
+            (b'{"prompt": "x", "temperature": NaN}', "not valid JSON"),
+            (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", "number out of range"),
+            (b'{"a": ' + b"[" * 1000 + b"]" * 1000 + b"}", "recursion limit"),
+            (b'{"a": ' * 9000, "recursion limit"),
+        ],
+    )
+    def test_no_json(self, served: Served, content: bytes, message: str) -> None:
+        error = error_of(post(served, content), 400)
+        assert message in error["message"]
+        assert error["code"] == "invalid_json"
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ([], None),
+            ("text", None),
+            ({}, "prompt"),
+            ({"prompt": 5}, "prompt"),
+            ({"prompt": None}, "prompt"),
+            ({"prompt": [1, "x"]}, "prompt"),
+            ({"prompt": [[1], "x"]}, "prompt"),
+            ({"prompt": [-1]}, "prompt"),
+            ({"prompt": [2**40]}, "prompt"),
+            ({"prompt": {"a": 1}}, "prompt"),
+            ({"max_tokens": "5"}, "max_tokens"),
+            ({"max_tokens": 1.5}, "max_tokens"),
+            ({"max_tokens": -2}, "max_tokens"),
+            ({"max_tokens": True}, "max_tokens"),
+            ({"temperature": "hot"}, "temperature"),
+            ({"temperature": 1e999}, "temperature"),
+            ({"top_p": 1.5}, "top_p"),
+            ({"n": 0}, "n"),
+            ({"stop": 5}, "stop"),
+            ({"stop": ["x"] * 65}, "stop"),
+            ({"stop": "x" * 1001}, "stop"),
+            ({"stop": [["x"]]}, "stop"),
+            ({"stream": "yes"}, "stream"),
+            ({"logprobs": 21}, "logprobs"),
+            ({"logprobs": True}, "logprobs"),
+            ({"seed": -2}, "seed"),
+            ({"logit_bias": {"1": "x"}}, "logit_bias"),
+            ({"logit_bias": {"1": True}}, "logit_bias"),
+            ({"logit_bias": [[1, 2, 3]]}, "logit_bias"),
+            ({"logit_bias": {str(i): 1 for i in range(1001)}}, "logit_bias"),
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
+            ({"response_format": "json"}, "response_format"),
+            ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+            ({"model": 5}, "model"),
+            ({"logitfuse": []}, "logitfuse"),
+            ({"logitfuse": {"trace": "yes"}}, "logitfuse.trace"),
+            ({"logitfuse": {"candidates": 99}}, "logitfuse.candidates"),
+            ({"logitfuse": {"weights": "equal"}}, "logitfuse.weights"),
+            ({"logitfuse": {"weights": [1]}}, "logitfuse.weights"),
+            ({"logitfuse": {"weights": [-1, 1]}}, "logitfuse.weights"),
+            ({"logitfuse": {"pool": "lineer"}}, "logitfuse.pool"),
+            ({"logitfuse": {"polo": "linear"}}, "logitfuse.polo"),
+            ({"logitfuse": {"learned": "/etc/passwd"}}, "logitfuse.learned"),
+            ({"logitfuse": {"member": [{"model": "/etc/passwd"}]}}, "logitfuse.member"),
+            ({"logitfuse": {"alignment": "embedding"}}, "logitfuse.alignment"),
+            ({"logitfuse": {"strategy": "bytes", "gate": "always"}}, "logitfuse.gate"),
+        ],
+    )
+    def test_wrong_types_and_values(self, served: Served, body: Any, param: str | None) -> None:
+        if isinstance(body, dict) and body and "prompt" not in body:
+            body = SHORT | body
+        content = json.dumps(body).replace("Infinity", "1e999")
+        error = error_of(post(served, content), 400)
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+        assert len(error["message"]) < 1000
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({}, "messages"),
+            ({"messages": []}, "messages"),
+            ({"messages": "hi"}, "messages"),
+            ({"messages": [{"role": "user"}]}, "messages.0.content"),
+            ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+                "messages.0.content",
+            ),
+            ({"messages": HELLO, "top_logprobs": 21}, "top_logprobs"),
+            ({"messages": HELLO, "logprobs": 3}, "logprobs"),
+            ({"messages": [{"role": "assistant", "content": "x", "prefix": True}]}, None),
+            ({"messages": HELLO, "chat_template": "{{ 1 }}"}, "chat_template"),
+            ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
+            ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities"),
+            ({"messages": HELLO, "mirostat": 2}, "mirostat"),
+            (
+                {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+                "tool_calls",
+            ),
+        ],
+    )
+    def test_chats(self, served: Served, body: Any, param: str | None) -> None:
+        assert served.refusal(CHAT, **body)["param"] == param
+
+    def test_fields_that_change_nothing(self, served: Served) -> None:
+        plain = served.ask(CHAT, messages=HELLO, max_tokens=3, temperature=0)
+        more: dict[str, Any] = {
+            "tools": [{"type": "function"}],
+            "tool_choice": "none",
+            "modalities": ["text"],
+            "mirostat": 0,
+            "user": "somebody",
+            "metadata": {"a": "b"},
+            "store": False,
+            "something_new": [1],
+            "top_p": None,
+            "stop": None,
+            "logit_bias": None,
+            "logitfuse": None,
+        }
+        same = served.ask(CHAT, messages=HELLO, max_completion_tokens=3, temperature=0, **more)
+        assert same["choices"] == plain["choices"]
+
+    def test_a_body_that_is_too_long(self, served: Served) -> None:
+        long = json.dumps({"prompt": "x" * 10_000_000})
+        error = error_of(post(served, long), 413)
+        assert error["code"] == "body_too_long"
+
+        def pieces() -> Iterator[bytes]:
+            yield from [b"x" * 50_000] * 200
+
+        assert served.http.post(TEXT, content=pieces(), headers=JSON).status_code == 413
+
+    def test_a_prompt_that_is_too_long(self, served: Served) -> None:
+        for body in ({"prompt": "x" * 2001}, {"prompt": [5] * 2001}):
+            error = served.refusal(**body)
+            assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+        error = served.refusal(CHAT, messages=[{"role": "user", "content": "x" * 2001}])
+        assert error["param"] == "messages"
+
+    def test_an_answer_that_would_be_too_long(self, served: Served) -> None:
+        for length in (400, -1):
+            answer = served.ask(prompt=PROMPT, max_tokens=length, ignore_eos=True)
+            assert answer["usage"]["completion_tokens"] == 300
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+    def test_more_answers_than_there_is_room_for(self, served: Served) -> None:
+        assert served.refusal(prompt=[PROMPT] * 3, n=2)["param"] == "n"
+        assert served.refusal(prompt=["a"] * 20_000)["param"] == "n"
+        scored = {"prompt": [PROMPT] * 3, "echo": True, "logprobs": 0}
+        assert served.refusal(**scored)["param"] == "n"
+        assert served.ask(**scored, max_tokens=0)["choices"]
+
+    @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+    def test_other_content(self, served: Served, kind: str | None) -> None:
+        headers = {} if kind is None else {"Content-Type": kind}
+        response = served.http.post(TEXT, content=json.dumps(SHORT), headers=headers)
+        error_of(response, 415)
+
+    def test_other_paths_and_methods(self, served: Served) -> None:
+        error_of(served.http.get("/v1/nothing"), 404)
+        error_of(served.http.get(TEXT), 405)
+        error_of(served.http.post("/v1/models", json={}), 405)
+        error_of(served.http.get("/v1/models/../../etc/passwd"), 404)
+        error_of(served.http.get("/v1/models/%2e%2e%2fpasswd"), 404)
+
+    def test_without_v1(self, served: Served) -> None:
+        assert served.ask("/completions", **SHORT)["choices"]
+        assert served.ask("/chat/completions", messages=HELLO, max_tokens=2)["choices"]
+        assert served.http.get("/models").json() == served.http.get("/v1/models").json()
+
+
+class TestErrors:
+    def test_a_field_that_may_be_of_several_kinds(self, served: Served) -> None:
+        message = served.refusal(prompt={"a": 1})["message"]
+        assert message.startswith("'prompt': Input should be a valid string; or: ")
+        assert len(message) < 200
+
+    def test_what_nobody_foresaw_tells_nothing(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("".join(["about a sec", "ret prompt"]))  # not in the source
+
+        monkeypatch.setattr(served.state.api, "completion", fail)
+        response = served.http.post(TEXT, json=SHORT)
+        assert error_of(response, 500)["code"] == "internal_error"
+        assert "secret" not in response.text + caplog.text
+        assert "RuntimeError" in caplog.text
+        assert "in fail" in caplog.text
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        "given",
+        [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, "Bearer another2"],
+    )
+    def test_wrong_ones(self, guarded: Served, given: str | None) -> None:
+        headers = {} if given is None else {"Authorization": given.encode()}
+        for path in ("/v1/models", "/props", "/metrics", "/openapi.json", "/nothing"):
+            response = guarded.http.get(path, headers=headers)
+            assert error_of(response, 401)["code"] == "invalid_api_key"
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert guarded.http.post(TEXT, content=b"{", headers=headers).status_code == 401
+
+    @pytest.mark.parametrize("given", [f"Bearer {KEY}", f"bearer  {KEY}", "Bearer another"])
+    def test_right_ones(self, guarded: Served, given: str) -> None:
+        headers = {"Authorization": given.encode()}
+        assert guarded.http.get("/v1/models", headers=headers).status_code == 200
+        assert guarded.http.post(TEXT, json=SHORT, headers=headers).status_code == 200
+
+    def test_open_paths(self, guarded: Served) -> None:
+        assert guarded.http.get("/health").json() == {"status": "ok"}
+        assert guarded.http.get("/").status_code == 200
+
+    def test_any_name_will_do_with_a_key(self, guarded: Served) -> None:
+        headers = {"Host": "example.org", "Authorization": f"Bearer {KEY}".encode()}
+        assert guarded.http.get("/v1/models", headers=headers).status_code == 200
+
+
+class TestSettings:
+    def test_other_machines_need_a_key(self, batcher: Batcher) -> None:
+        for host in ("0.0.0.0", "::", "192.0.2.1"):
+            with pytest.raises(ConfigError, match="give --api-key KEY, or --no-auth"):
+                make_app(batcher, Settings(host=host))
+            make_app(batcher, Settings(host=host, no_auth=True))
+            make_app(batcher, Settings(host=host, api_key=["key"]))
+        for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
+            make_app(batcher, Settings(host=host))
+
+    def test_files_of_keys(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys"
+        file.write_text("one\n\n two \n")
+        assert Settings(api_key=["zero"], api_key_file=file).keys() == [b"zero", b"one", b"two"]
+        file.write_text("\n")
+        with pytest.raises(ConfigError, match="no key in"):
+            Settings(api_key_file=file).keys()
+        with pytest.raises(ConfigError, match="cannot read the keys"):
+            Settings(api_key_file=tmp_path / "nothing").keys()
+        with pytest.raises(ConfigError, match="empty"):
+            Settings(api_key=[""]).keys()
+
+
+class TestBrowsers:
+    def test_no_cors_unless_wanted(self, served: Served) -> None:
+        response = served.http.options(TEXT, headers=PREFLIGHT)
+        assert response.status_code == 405
+        response = served.http.get("/v1/models", headers={"Origin": "https://example.org"})
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+    def test_cors(self, batcher: Batcher) -> None:
+        with serving(batcher, cors=["https://example.org"], api_key=[KEY]) as started:
+            response = started.http.options(TEXT, headers=PREFLIGHT)
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == "https://example.org"
+            other = started.http.options(TEXT, headers=PREFLIGHT | {"Origin": "https://a.b"})
+            assert other.status_code == 400
+            refused = started.http.get("/v1/models", headers={"Origin": "https://example.org"})
+            assert refused.status_code == 401
+            assert refused.headers["access-control-allow-origin"] == "https://example.org"
+
+    @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example"])
+    def test_foreign_names_of_this_machine(self, served: Served, host: str) -> None:
+        assert served.http.get("/health", headers={"Host": host}).status_code == 400
+
+    @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8080"])
+    def test_its_own_names(self, served: Served, host: str) -> None:
+        assert served.http.get("/health", headers={"Host": host}).status_code == 200
+
+
+class TestLogs:
+    def test_a_line_per_request(self, served: Served, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "logitfuse.server")
+        served.ask(prompt="A secret word", max_tokens=2, ignore_eos=True)
+        served.http.get("/v1/models/a%0Ab?secret=1")
+        served.http.post(TEXT, json={"prompt": {"secret": 1}})
+        lines = [r.getMessage() for r in caplog.records if r.name == "logitfuse.server"]
+        assert "secret" not in caplog.text.lower()
+        assert lines[0].startswith(f"POST {TEXT} 200 ")
+        assert lines[0].endswith(" ms 4+2 tokens")
+        assert lines[1].startswith("GET /v1/models/a%0Ab 404 ")
+        assert lines[2].startswith(f"POST {TEXT} 400 ")
+        assert len(lines) == 3
+
+    def test_prompts_if_wanted(self, batcher: Batcher, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "logitfuse.server")
+        with serving(batcher, log_prompts=True) as started:
+            started.ask(prompt="A secret\nword", max_tokens=1)
+            assert r'prompt: "A secret\nword"' in caplog.text
+
+
+class TestLoading:
+    def test_nothing_is_answered_before(self, tiny_models: Mapping[str, Path]) -> None:
+        loaded = threading.Event()
+
+        def load() -> Batcher:
+            loaded.wait()
+            return Batcher(ensembles(tiny_models)[2:], slots=1, queue=0)
+
+        started = Served(load)
+        try:
+            for _ in range(2):
+                response = started.http.get("/health")
+                assert response.status_code == 503
+                assert response.json() == {"status": "loading model"}
+                response = started.http.post(TEXT, json=SHORT)
+                error_of(response, 503)
+                assert int(response.headers["retry-after"]) > 0
+            loaded.set()
+            started.wait_until_ready()
+            assert started.ask(**SHORT)["choices"]
+        finally:
+            loaded.set()
+            started.close()
