@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from harness_models import (
     load_pair,
     load_smollm2,
 )
+from harness_tasks import FACTS, TASKS, run_offline, write_tasks
 from lm_eval.api.registry import get_model
 from logitfuse.harness import LogitfuseLM
 from logitfuse.harness import __main__ as launcher
@@ -42,83 +41,10 @@ def smollm2(smollm2_path: Path) -> Iterator[LogitfuseLM]:
     model.ensemble.close()
 
 
-FACTS = [
-    ("What is the capital of France?", ["Paris", "Berlin", "a small town"], 0),
-    ("What is the capital of Germany?", ["Paris", "Berlin", "the moon"], 1),
-    ("What do cows give?", ["stone", "milk", "music and rain"], 1),
-]
-SUMS = [("2 + 2", "4"), ("1 + 1", "2")]
-TASKS = {
-    "facts": """
-output_type: multiple_choice
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_choice: options
-doc_to_target: answer
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-""",
-    "prose": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list:
-  - metric: word_perplexity
-  - metric: bits_per_byte
-""",
-    "sums": """
-output_type: generate_until
-doc_to_text: "{{question}}"
-gen_prefix: "="
-doc_to_target: answer
-generation_kwargs:
-  until: ["\\n"]
-  max_gen_toks: 6
-filter_list:
-  - name: number
-    filter:
-      - function: regex
-        regex_pattern: "(-?[0-9]+)"
-      - function: take_first
-metric_list:
-  - metric: exact_match
-""",
-}
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tasks with their data."""
-    folder = tmp_path_factory.mktemp("tasks")
-    data: dict[str, list[dict[str, Any]]] = {
-        "facts": [{"question": q, "options": o, "answer": a} for q, o, a in FACTS],
-        "prose": [{"text": PROSE * n} for n in (1, 2)],
-        "sums": [{"question": question, "answer": answer} for question, answer in SUMS],
-    }
-    for name, task in TASKS.items():
-        lines = "".join(json.dumps(item) + "\n" for item in data[name])
-        (folder / f"{name}.jsonl").write_text(lines)
-        (folder / f"{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ntest_split: test\nfewshot_split: test\n"
-            f"dataset_kwargs:\n  data_files:\n    test: {folder / name}.jsonl\n{task}"
-        )
-    return folder
-
-
-def run_offline(folder: Path, *arguments: str) -> str:
-    """Output of Python in a process of its own that can reach no hub."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | offline | {"TQDM_DISABLE": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 class TestHarness:
