@@ -145,7 +145,7 @@ class Journal:
 
     def _refuse(self, number: int, reason: str) -> NoReturn:
         raise ConfigError(
-            f"line {number} of '{self.path}': {reason}; delete the line and it is made again, or "
-            "give the run another file",
+            f"line {number} of '{self.path}': {reason}; give the run another file, or delete the "
+            "line, and it is made again",
             path=self.path,
         )

@@ -199,7 +199,7 @@ class TestDamage:
             with pytest.raises(ConfigError, match=reason) as caught:
                 OutcomeTable(path)
             assert caught.value.path == path
-            assert "delete the line" in str(caught.value)
+            assert "or delete the line" in str(caught.value)
         assert path.read_bytes() == damaged
 
     def test_values_of_a_wrong_type(self, path: Path, written: bytes) -> None:

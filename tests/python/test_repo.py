@@ -191,7 +191,7 @@ class TestReadme:
 
     def test_flags_in_the_text(self) -> None:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
-        commands = [app[c] for c in ("run", "chat", "check", "fit", "bench", "info", "demo")]
+        commands = [app[c] for c in ("run", "chat", "batch", "check", "fit", "bench", "info", "demo")]
         commands += [app["eval"][c] for c in ("bpb", "choice", "exact", "trace", "make")]
         known = {
             name
