@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logitfuse.api.bodies import ChatBody, CompletionBody
 from logitfuse.api.exchange import Exchange
-from logitfuse.api.problems import Problem, ProblemError, invalid, problem_of
+from logitfuse.api.problems import problem_of, validated
 from logitfuse.api.service import Api
 from logitfuse.batching import Event, Ticket
 from logitfuse.config import explain
@@ -337,18 +337,13 @@ class _Desk:
         ------
         LogitfuseError
         """
-        is_chat = request.url == "/v1/chat/completions"
-        try:
-            body = (ChatBody if is_chat else CompletionBody).model_validate(request.body)
-        except ValidationError as error:
-            raise ProblemError(invalid(error.errors(), request.body)) from None
-        if body.stream:
+        if request.body.get("stream") is True:
             raise ConfigError("a batch has no streams; leave 'stream' out", key="stream")
-        if isinstance(body, ChatBody):
-            return self._api.chat(body)
-        return self._api.completion(body)
+        if request.url == "/v1/chat/completions":
+            return self._api.chat(validated(ChatBody, request.body))
+        return self._api.completion(validated(CompletionBody, request.body))
 
 
 def _failed(request: BatchRequest, error: Exception) -> Result:
-    problem: Problem = problem_of(error)
+    problem = problem_of(error)
     return Result(request, problem.status, problem.body)

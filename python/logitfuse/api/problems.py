@@ -7,7 +7,9 @@ import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from logitfuse.errors import (
     BusyError,
@@ -18,6 +20,8 @@ from logitfuse.errors import (
     MemberError,
     PromptError,
 )
+
+B = TypeVar("B", bound=BaseModel)
 
 _log = logging.getLogger("logitfuse.api")
 
@@ -108,6 +112,19 @@ def problem_of(error: Exception) -> Problem:
     frames = "".join(traceback.format_tb(error.__traceback__))
     _log.error("unforeseen %s\n%s", type(error).__name__, frames)
     return Problem(500, "the server failed; its log says more", SERVER, code="internal_error")
+
+
+def validated(kind: type[B], body: object) -> B:
+    """A body that was checked.
+
+    Raises
+    ------
+    ProblemError
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise ProblemError(invalid(error.errors(), body)) from None
 
 
 def invalid(problems: Sequence[Mapping[str, Any]], body: object) -> Problem:
