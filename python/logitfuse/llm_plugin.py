@@ -81,8 +81,6 @@ class EnsembleModel(llm.Model):
         llm.ModelError
         """
         del conversation  # the prompt has its messages
-        from logitfuse.api.local import chat
-
         if not prompt.messages:
             raise llm.ModelError("the prompt is empty")
         body = {
@@ -91,6 +89,8 @@ class EnsembleModel(llm.Model):
             "stream_options": {"include_usage": True},
         }
         try:
+            from logitfuse.api.local import chat
+
             with closing(chat(self.source, body)) as objects:
                 pieces = _pieces(objects, response)
                 yield from pieces if stream else ["".join(pieces)]
