@@ -54,6 +54,7 @@ class EnsembleModel(llm.Model):
     """
 
     can_stream = True
+    supports_schema = True
 
     def __init__(self, name: str, source: str) -> None:
         self.model_id = _PREFIX + name
@@ -87,6 +88,7 @@ class EnsembleModel(llm.Model):
             **prompt.options.model_dump(exclude_none=True),
             "messages": [_message(message) for message in prompt.messages],
             "stream_options": {"include_usage": True},
+            "json_schema": prompt.schema,
         }
         try:
             from logitfuse.api.local import chat

@@ -142,6 +142,21 @@ class TestResults:
         assert [choice.index for choice in several] == [0, 1, 2, 3]
         assert several[0].text == several[1].text != several[2].text == several[3].text
 
+    def test_constraints(self, run: Run) -> None:
+        schema = {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        }
+        wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+        chat = {"messages": HELLO, "max_tokens": 60, "response_format": wanted}
+        write(*(asking(name, CHAT, **chat) for name in "abc"))
+        assert run()[0] == 0
+        for response in by_id(rows()).values():
+            said = json.loads(response["body"]["choices"][0]["message"]["content"])
+            assert said in ({"a": True}, {"a": False})
+
     def test_come_when_they_are_ready(self, run: Run) -> None:
         long = SHORT | {"max_tokens": 150, "ignore_eos": True}
         write(asking("long", **long), *(asking(f"short {i}") for i in range(6)))

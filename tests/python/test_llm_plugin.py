@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llm
 import pexpect
@@ -21,7 +21,7 @@ from llm import plugins
 from logitfuse import Ensemble, llm_plugin
 from logitfuse.api import local
 from logitfuse.sampling import SamplingParams
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 REPO = Path(__file__).resolve().parents[2]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
@@ -114,6 +114,18 @@ class TestAnswers:
         assert first == reply(ensemble, *turns)
         turns += [("assistant", first), ("user", "And then?")]
         assert second == reply(ensemble, *turns)
+
+    def test_schemas(self, model: llm.Model) -> None:
+        class Verdict(BaseModel):
+            """What is asked for."""
+
+            is_true: bool
+            sign: Literal["+", "-"]
+
+        text = model.prompt("Is it?", schema=Verdict, temperature=1, max_tokens=200).text()
+        assert Verdict.model_validate_json(text)
+        with pytest.raises(llm.ModelError, match="the JSON schema cannot be used: "):
+            model.prompt("Is it?", schema={"type": "nothing"}).text()
 
     def test_several_at_once(self, model: llm.Model) -> None:
         texts = [model.prompt(word, **GREEDY).text() for word in ("one", "two")]
@@ -341,6 +353,8 @@ class TestProgram:
         second = run("-c", "And then?", "--no-stream", *options)
         turns += [("assistant", first[:-1]), ("user", "And then?")]
         assert second == reply(ensemble, *turns) + "\n"
+        verdict = run("-m", "logitfuse/pair", "Is it?", "--schema", "sure bool", "--no-log")
+        assert json.loads(verdict)["sure"] in (True, False)
         logged = json.loads(run("logs", "--json"))
         assert [entry["model"] for entry in logged] == ["logitfuse/pair"] * 2
         assert [entry["output_tokens"] for entry in logged] == [12, 12]
