@@ -88,7 +88,7 @@ class EnsembleModel(llm.Model):
             **prompt.options.model_dump(exclude_none=True),
             "messages": [_message(message) for message in prompt.messages],
             "stream_options": {"include_usage": True},
-            "json_schema": prompt.schema,
+            "json_schema": _closed(prompt.schema),
         }
         try:
             from logitfuse.api.local import chat
@@ -109,6 +109,21 @@ def _message(message: Message) -> dict[str, str]:
         elif not isinstance(part, ReasoningPart):
             raise llm.ModelError(f"ensembles read only text, no {type(part).__name__}")
     return {"role": message.role, "content": "".join(texts)}
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those that it names, unless it says so.
+
+    Nobody means others in a schema for ``llm``, and small models like to go on.
+    """
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    if schema.get("type") == "object" and "properties" in schema:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _pieces(objects: Iterator[dict[str, Any]], response: llm.Response) -> Iterator[str]:

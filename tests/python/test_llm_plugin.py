@@ -21,7 +21,7 @@ from llm import plugins
 from logitfuse import Ensemble, llm_plugin
 from logitfuse.api import local
 from logitfuse.sampling import SamplingParams
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 REPO = Path(__file__).resolve().parents[2]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
@@ -116,14 +116,17 @@ class TestAnswers:
         assert second == reply(ensemble, *turns)
 
     def test_schemas(self, model: llm.Model) -> None:
-        class Verdict(BaseModel):
-            """What is asked for."""
-
-            is_true: bool
+        class Sign(BaseModel):
             sign: Literal["+", "-"]
 
-        text = model.prompt("Is it?", schema=Verdict, temperature=1, max_tokens=200).text()
-        assert Verdict.model_validate_json(text)
+        class Verdict(BaseModel):
+            is_true: bool
+            signs: list[Sign] = Field(min_length=1, max_length=2)
+
+        for seed in range(3):
+            wanted = {"temperature": 1, "max_tokens": 200, "seed": seed}
+            said = json.loads(model.prompt("Is it?", schema=Verdict, **wanted).text())
+            assert Verdict.model_validate(said).model_dump() == said  # and nothing else
         with pytest.raises(llm.ModelError, match="the JSON schema cannot be used: "):
             model.prompt("Is it?", schema={"type": "nothing"}).text()
 
