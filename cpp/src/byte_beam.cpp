@@ -86,9 +86,9 @@ std::vector<double> ByteBeam::spare_sums() {
   return sums;
 }
 
-// Fills scratch_ with what is proportional to the probabilities; returns their sum, 0 where there
-// is no finite maximum.
-double ByteBeam::exponentiate(const float* logits) {
+// Fills scratch_ with what is proportional to the probabilities; false where there is no finite
+// maximum.  NaN stays NaN.
+bool ByteBeam::exponentiate(const float* logits) {
   const Vocab& vocab = trie_->vocab();
   const Kernels& k = kernels();
   float max = -kInf;
@@ -97,15 +97,12 @@ double ByteBeam::exponentiate(const float* logits) {
     // The scratch is as long as the vocabulary, the block maxima are fewer.
     max = std::max(max, k.block_max(logits + span.begin, n, scratch_.data()));
   }
-  if (max == kInf || max == -kInf) return 0.0;
-  double total = 0.0;
+  if (max == kInf || max == -kInf) return false;
   for (const IdRange span : vocab.spans()) {
     const auto n = static_cast<std::size_t>(span.end - span.begin);
-    float* out = scratch_.data() + span.begin;
-    total += k.sum_exp(logits + span.begin, n, max);
-    k.exp_shifted(logits + span.begin, n, max, 1.0F, out);
+    k.exp_shifted(logits + span.begin, n, max, 1.0F, scratch_.data() + span.begin);
   }
-  return total;
+  return true;
 }
 
 // Double sums: a mass is a difference, and near the end of the row the sum is 1.
@@ -116,13 +113,12 @@ void ByteBeam::row(std::int32_t id, const float* logits, TokenBits allowed) {
     throw FusionError("no row is wanted for hypothesis " + std::to_string(id));
   }
   const Vocab& vocab = trie_->vocab();
-  if (!(exponentiate(logits) > 0.0)) {
-    throw FusionError("the row holds NaN, +inf or nothing but -inf");
-  }
+  const auto refuse = [] { throw FusionError("the row holds NaN, +inf or nothing but -inf"); };
+  if (!exponentiate(logits)) refuse();
   if (!allowed.empty()) {
     kept_logits_.resize(static_cast<std::size_t>(vocab.size()));
     keep_allowed(vocab, allowed, logits, kept_logits_.data());
-    if (exponentiate(kept_logits_.data()) == 0.0) std::fill(scratch_.begin(), scratch_.end(), 0.0F);
+    if (!exponentiate(kept_logits_.data())) std::fill(scratch_.begin(), scratch_.end(), 0.0F);
   }
   std::vector<double> sums = spare_sums();
   const auto sorted = vocab.sorted();
@@ -138,6 +134,7 @@ void ByteBeam::row(std::int32_t id, const float* logits, TokenBits allowed) {
   }
   // Normalised by what was summed here, so that the shares of the next bytes sum to 1.
   const double all = sum + end;
+  if (std::isnan(all)) refuse();
   const double scale = all > 0.0 ? 1.0 / all : 0.0;
   for (double& value : sums) value *= scale;
   found->sums = std::move(sums);

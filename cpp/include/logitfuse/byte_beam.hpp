@@ -146,7 +146,7 @@ class ByteBeam {
   void merge();
   void step(std::uint8_t byte);
   void drop(Hypothesis& hypothesis);
-  double exponentiate(const float* logits);
+  bool exponentiate(const float* logits);
   std::vector<double> spare_sums();
 
   std::shared_ptr<const ByteTrie> trie_;
