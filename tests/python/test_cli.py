@@ -14,7 +14,7 @@ from command_line import ENVIRONMENT, PROMPT, logitfuse, ok, refusal, run_json, 
 from logitfuse import Ensemble, __version__
 from logitfuse.cli import app
 
-COMMANDS = ("run", "chat", "presets", "check", "fit", "info", "bench", "demo")
+COMMANDS = ("run", "chat", "batch", "presets", "check", "fit", "info", "bench", "demo")
 
 
 def undescribed(command: str) -> set[str]:

@@ -186,7 +186,7 @@ class TestDamage:
             (b'{"version":1}\n', "line 2 of .*: key: Field required"),
             (b'{"version":2,"key":"x"}\n', "line 2 of .*another version .*format 2"),
             (b'{"seconds":NaN}\n', "line 2 of .*NaN is no number"),
-            (b"notes without an end", "line 2 of .*: not a row of outcomes"),
+            (b"notes without an end", "line 2 of .*: not a line that was written here"),
         ],
     )
     def test_anything_else_is_refused(
@@ -199,7 +199,7 @@ class TestDamage:
             with pytest.raises(ConfigError, match=reason) as caught:
                 OutcomeTable(path)
             assert caught.value.path == path
-            assert "delete the line" in str(caught.value)
+            assert "or delete the line" in str(caught.value)
         assert path.read_bytes() == damaged
 
     def test_values_of_a_wrong_type(self, path: Path, written: bytes) -> None:
@@ -216,7 +216,7 @@ class TestDamage:
 
     def test_nowhere_to_write(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "no" / "folder"):
-            with pytest.raises(ConfigError, match="cannot open the table"):
+            with pytest.raises(ConfigError, match="cannot add to"):
                 OutcomeTable(path)
 
 

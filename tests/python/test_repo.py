@@ -141,6 +141,10 @@ class TestLayers:
         assert outside(importers("lm_eval"), "harness/") == set()
         assert outside(importers("logitfuse.harness"), "harness/") == set()
 
+    def test_one_module_knows_llm(self) -> None:
+        assert importers("llm") | importers("click") == {"llm_plugin.py"}
+        assert importers("logitfuse.llm_plugin") == set()
+
     def test_only_the_command_line_prints(self) -> None:
         printing = {
             module
@@ -191,7 +195,9 @@ class TestReadme:
 
     def test_flags_in_the_text(self) -> None:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
-        commands = [app[c] for c in ("run", "chat", "check", "fit", "bench", "info", "demo")]
+        commands = [
+            app[c] for c in ("run", "chat", "batch", "check", "fit", "bench", "info", "demo")
+        ]
         commands += [app["eval"][c] for c in ("bpb", "choice", "exact", "trace", "make")]
         known = {
             name

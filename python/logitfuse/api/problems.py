@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from logitfuse.errors import (
     BusyError,
@@ -16,6 +20,10 @@ from logitfuse.errors import (
     MemberError,
     PromptError,
 )
+
+B = TypeVar("B", bound=BaseModel)
+
+_log = logging.getLogger("logitfuse.api")
 
 INVALID, SERVER, BUSY = "invalid_request_error", "server_error", "rate_limit_error"
 #: Longest piece of a value that is shown.
@@ -83,7 +91,10 @@ _KINDS: tuple[tuple[type[Exception], Problem], ...] = (
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an error means to a client; of errors that nobody foresaw, nothing is told."""
+    """What an error means to a client; if nobody foresaw it, only the log says where it happened.
+
+    Messages of such errors may quote prompts, so they are not logged.
+    """
     if isinstance(error, ProblemError):
         return error.problem
     if isinstance(error, BusyError) and error.closing:
@@ -98,7 +109,22 @@ def problem_of(error: Exception) -> Problem:
                 getattr(error, "key", None),
                 getattr(error, "retry_after", None),
             )
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("unforeseen %s\n%s", type(error).__name__, frames)
     return Problem(500, "the server failed; its log says more", SERVER, code="internal_error")
+
+
+def validated(kind: type[B], body: object) -> B:
+    """A body that was checked.
+
+    Raises
+    ------
+    ProblemError
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise ProblemError(invalid(error.errors(), body)) from None
 
 
 def invalid(problems: Sequence[Mapping[str, Any]], body: object) -> Problem:

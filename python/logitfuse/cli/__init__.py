@@ -1,4 +1,4 @@
-"""The command line: ``logitfuse run | chat | serve | check | fit | eval | bench | ...``."""
+"""The command line: ``logitfuse run | chat | serve | batch | check | fit | eval | ...``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from logitfuse._core import __version__
 from logitfuse.cli import output
+from logitfuse.cli.batch import batch
 from logitfuse.cli.bench import bench
 from logitfuse.cli.chat import chat
 from logitfuse.cli.check import check
@@ -28,7 +29,7 @@ app = App(
     help="Several local GGUF language models answer as one.",
     help_format="plaintext",
 )
-for command in (run, chat, presets, check, fit, info, bench, demo):
+for command in (run, chat, batch, presets, check, fit, info, bench, demo):
     app.command(command)
 app.command(evaluate)
 app.command(serve)

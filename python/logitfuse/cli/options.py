@@ -125,15 +125,25 @@ class ModelOptions:
             raise ConfigError("this command takes one ensemble; give -e once")
         return self._parse(*self._described()[0])
 
-    def configs(self) -> list[FuseConfig]:
+    def configs(self, alias: str | None = None) -> list[FuseConfig]:
         """All ensembles that these options describe: those of all files.
+
+        Parameters
+        ----------
+        alias : str, optional
+            Name of the only one, instead of its own.
 
         Raises
         ------
         ConfigError
-            As `config`.
+            As `config`; several ensembles that would have one name.
         """
-        return [self._parse(data, path) for data, path in self._described()]
+        configs = [self._parse(data, path) for data, path in self._described()]
+        if alias is None:
+            return configs
+        if len(configs) > 1:
+            raise ConfigError(f"{len(configs)} ensembles cannot all be called '{alias}'")
+        return [configs[0].model_copy(update={"name": alias})]
 
     def _described(self) -> list[tuple[dict[str, Any], Path | None]]:
         """What is said of each ensemble, and in which file."""

@@ -73,11 +73,7 @@ def serve(
     """
     settings = settings or ServerOptions()
     settings.keys()  # what is wrong with them is said before anybody waits
-    configs = (models or ModelOptions()).configs()
-    if alias is not None:
-        if len(configs) > 1:
-            raise ConfigError(f"{len(configs)} ensembles cannot all be called '{alias}'")
-        configs = [configs[0].model_copy(update={"name": alias})]
+    configs = (models or ModelOptions()).configs(alias)
     try:
         from logitfuse.server.run import run
     except ModuleNotFoundError as error:

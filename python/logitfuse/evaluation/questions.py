@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from logitfuse.config import explain
 from logitfuse.errors import ConfigError
 from logitfuse.evaluation.answers import AnswerKind, canonical, infer_kind
+from logitfuse.jsonl import BadLine, read_objects
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -71,13 +72,6 @@ class Exact:
 
 
 Q = TypeVar("Q", Choice, Exact)
-
-
-class BadLine(NamedTuple):
-    """A line that was left out, and why."""
-
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -332,60 +326,19 @@ def _read(file: Path, parse: Callable[[dict[str, Any], str], Q], skip_bad: bool)
         content = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the data set '{file}': {error}", path=file) from error
-    items: dict[str, Q] = {}
-    skipped: list[BadLine] = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = parse(_object(line), f"line {number}")
-            if item.id in items:
-                raise ConfigError(f"the id {item.id!r} was there before; give it another", key="id")
-        except ConfigError as error:
-            if not skip_bad:
-                hint = "; --skip-bad (skip_bad) leaves such lines out"
-                raise ConfigError(
-                    f"'{file}' line {number}: {error}{hint}", path=file, key=error.key
-                ) from None
-            skipped.append(BadLine(number, str(error)))
-        else:
-            items[item.id] = item
+    known: set[str] = set()
+
+    def parse_new(data: dict[str, Any], number: int) -> Q:
+        item = parse(data, f"line {number}")
+        if item.id in known:
+            raise ConfigError(f"the id {item.id!r} was there before; give it another", key="id")
+        known.add(item.id)
+        return item
+
+    items, skipped = read_objects(content, file, parse_new, skip_bad=skip_bad)
     if not items:
         first = f"; line {skipped[0].line}: {skipped[0].reason}" if skipped else ""
         left = f"all its {len(skipped)} lines are faulty" if skipped else "the file is empty"
         raise ConfigError(f"'{file}' has no question: {left}{first}", path=file)
     digest = hashlib.sha256(content).hexdigest()
-    return Dataset(file.stem, tuple(items.values()), tuple(skipped), digest)
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """The JSON object on a line."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error}; save the file as UTF-8") from None
-    try:
-        data = json.loads(text, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"is not JSON: {error.msg} (column {error.colno}): {_excerpt(text, error.pos)}; "
-            "write one object on each line"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"is not usable JSON: {error}: {_excerpt(text, 0)}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"is not a JSON object, but {_excerpt(text, 0)}; write {{...}}")
-    try:
-        json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"has half a character: {error}; correct the \\u escapes") from None
-    return data
-
-
-def _refuse(literal: str) -> None:
-    raise ValueError(f"{literal} is no JSON number")
-
-
-def _excerpt(text: str, at: int) -> str:
-    start = max(0, at - 20)
-    return repr(text[start : start + 40].strip())
+    return Dataset(file.stem, tuple(items), tuple(skipped), digest)

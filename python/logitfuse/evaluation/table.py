@@ -1,16 +1,10 @@
-"""The outcome table: one line of JSON per item and contender, kept from the moment it is known.
-
-A row is on the disk when `OutcomeTable.append` returns.  A run that was killed goes on where it
-was; a line that the kill cut short is dropped.
-"""
+"""The outcome table: one line of JSON per item and contender, kept from the moment it is known."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-import sys
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,10 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from logitfuse.errors import ConfigError
-
-if sys.platform != "win32":
-    import fcntl
+from logitfuse.journal import Journal
 
 #: How every line begins; a line that was cut short is known by it.
 _VERSION = 1
@@ -87,7 +78,7 @@ def outcome_key(**parts: Any) -> str:
 
 
 class OutcomeTable:
-    """An append-only file of outcomes, locked while it is open.
+    """An append-only file of outcomes, locked while it is open; see `Journal`.
 
     Parameters
     ----------
@@ -103,18 +94,8 @@ class OutcomeTable:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        try:
-            self._file: int | None = os.open(self.path, flags, 0o666)
-        except OSError as error:
-            raise ConfigError(f"cannot open the table '{path}': {error}", path=self.path) from error
-        try:
-            self._lock(self._file)
-            self._rows, self._size = self._read()
-            os.ftruncate(self._file, self._size)
-        except BaseException:
-            self.close()
-            raise
+        self._rows: dict[str, Outcome] = {}
+        self._journal = Journal(path, _START, lambda line: self._take(_decode(line)))
 
     @property
     def rows(self) -> tuple[Outcome, ...]:
@@ -153,22 +134,21 @@ class OutcomeTable:
         OSError
             A full disk, for one.
         """
-        if self._file is None:
-            raise ValueError(f"the table '{self.path}' is closed")
         known = self._rows.get(outcome.key)
         if known is not None and known.error is None:
             raise ValueError(f"'{self.path}' has the row {outcome.key} already")
         line = _encode(outcome)
         row = _decode(line)
-        self._write(self._file, line)
-        self._rows[row.key] = row
+        self._journal.append(line)
+        self._take(row)
         return row
+
+    def _take(self, row: Outcome) -> None:
+        self._rows[row.key] = row
 
     def close(self) -> None:
         """Give the file and its lock back; nothing if it is closed."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._journal.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,59 +160,6 @@ class OutcomeTable:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _lock(self, file: int) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another run is writing '{self.path}'; wait for it, or give this run a table of "
-                "its own",
-                path=self.path,
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-
-    def _read(self) -> tuple[dict[str, Outcome], int]:
-        """All rows by key, and the bytes that they take."""
-        rows: dict[str, Outcome] = {}
-        size = 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    if not _cut_short(line):
-                        self._refuse(number, "not a row of outcomes")
-                    break
-                try:
-                    row = _decode(line)
-                except ValueError as error:
-                    self._refuse(number, str(error))
-                rows[row.key] = row
-                size += len(line)
-        return rows, size
-
-    def _refuse(self, number: int, reason: str) -> NoReturn:
-        raise ConfigError(
-            f"line {number} of '{self.path}': {reason}; delete the line and its row is made again, "
-            "or give the run another table",
-            path=self.path,
-        )
-
-    def _write(self, file: int, line: bytes) -> None:
-        try:
-            written = os.write(file, line)
-            while written < len(line):  # the disk is full, which the next try says
-                written += os.write(file, line[written:])
-            os.fsync(file)
-        except BaseException:
-            try:
-                os.ftruncate(file, self._size)
-            except OSError:
-                self.close()  # a row behind half a row would be lost
-            raise
-        self._size += len(line)
 
 
 class _Line(BaseModel):
@@ -292,8 +219,3 @@ def _decode(line: bytes) -> Outcome:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _cut_short(line: bytes) -> bool:
-    """Whether this can be what a kill, or a power cut (zeros), left of a row."""
-    return line.startswith(_START) or _START.startswith(line) or not line.strip(b"\0")

@@ -1,9 +1,7 @@
-"""Errors become responses; what nobody foresaw goes to the log, without what it was about."""
+"""Errors become responses."""
 
 from __future__ import annotations
 
-import logging
-import traceback
 from http import HTTPStatus
 
 from fastapi import HTTPException, Request, Response
@@ -13,9 +11,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from logitfuse.api.problems import INVALID, SERVER, Problem, invalid, problem_of
-from logitfuse.errors import LogitfuseError
-
-_log = logging.getLogger("logitfuse.server")
 
 #: Of responses with these statuses.
 _MORE = {401: {"WWW-Authenticate": "Bearer"}}
@@ -37,10 +32,7 @@ class BodyError(HTTPException):
 
 
 def foreseen(error: Exception) -> Problem:
-    """What an error means to a client; if nobody foresaw it, the log says where it happened.
-
-    Messages of such errors may quote prompts, so they are not logged.
-    """
+    """What an error means to a client (see `problem_of`)."""
     if isinstance(error, RequestValidationError):
         problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
         return invalid(problems, error.body)
@@ -52,9 +44,6 @@ def foreseen(error: Exception) -> Problem:
         return Problem(error.status_code, error.detail, kind, code=code)
     if isinstance(error, ClientDisconnect):
         return _GONE
-    if not isinstance(error, LogitfuseError):
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("unforeseen %s\n%s", type(error).__name__, frames)
     return problem_of(error)
 
 
