@@ -16,7 +16,7 @@ from typing import Any
 
 import pexpect
 import pytest
-from command_line import ENVIRONMENT, logitfuse, refusal, start
+from command_line import ENVIRONMENT, logitfuse, refusal
 from logitfuse import Ensemble
 from logitfuse.api.batch import Results
 from logitfuse.api.service import Api
@@ -444,16 +444,6 @@ class TestRefusals:
         done = logitfuse("batch", "in.jsonl", "out.jsonl", "-m", "nowhere.gguf", cwd=folder)
         assert "there is no model file 'nowhere.gguf'" in refusal(done)
         assert "no models; give -m" in refusal(logitfuse("batch", "in.jsonl", "o", cwd=folder))
-
-    def test_without_greenlet(self, folder: Path, file: Path) -> None:
-        write(asking("a"))
-        code = (
-            "import sys\nsys.modules['greenlet'] = None\n"
-            "from logitfuse.cli import main\nmain(sys.argv[1:])"
-        )
-        options = ("batch", "in.jsonl", "out.jsonl", "-e", file)
-        said = refusal(start(sys.executable, "-c", code, *options, cwd=folder))
-        assert said.endswith("needs greenlet; run: pip install 'logitfuse[server]'")
 
 
 class TestTerminal:

@@ -11,15 +11,6 @@
                        Events
 """
 
-from logitfuse.errors import ConfigError
-
-try:
-    import greenlet  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ConfigError(
-        "answering many requests at once needs greenlet; run: pip install 'logitfuse[server]'"
-    ) from error
-
 from logitfuse.batching.batcher import Batcher, Done, Event, Job, Listener, Ticket
 
 __all__ = ["Batcher", "Done", "Event", "Job", "Listener", "Ticket"]
