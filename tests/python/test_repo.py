@@ -196,7 +196,8 @@ class TestReadme:
     def test_flags_in_the_text(self) -> None:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
         commands = [
-            app[c] for c in ("run", "chat", "batch", "check", "fit", "bench", "info", "demo")
+            app[c]
+            for c in ("run", "chat", "serve", "batch", "check", "fit", "bench", "info", "demo")
         ]
         commands += [app["eval"][c] for c in ("bpb", "choice", "exact", "trace", "make")]
         known = {
