@@ -191,13 +191,15 @@ class Member:
         Raises
         ------
         PromptError
-            The prompt is empty or not valid UTF-8.
+            The prompt is empty or not valid UTF-8, or the vocabulary lacks all bytes of it.
         """
         raw = valid_text(text, "the prompt")
         tokens = self.model.tokenize(raw, parse_special=True)
         bos = self.model.bos
         if self.model.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)
+        if not tokens:
+            raise PromptError(f"member '{self.name}' has no token for any part of the prompt")
         return tokens
 
     def check_prompt(self, tokens: Sequence[int]) -> list[int]:

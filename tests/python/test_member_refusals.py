@@ -10,6 +10,7 @@ from logitfuse.errors import (
     ContextLengthError,
     ModelLoadError,
     ModelNotFoundError,
+    PromptError,
     UnsupportedTokenizerError,
 )
 from logitfuse.llama import LlamaModel
@@ -57,6 +58,12 @@ class TestRefusals:
         with pytest.raises(UnsupportedTokenizerError) as caught:
             model.require_byte_exact()
         assert caught.value.model_type == "WordPiece"
+
+    def test_prompt_without_tokens(self, tiny_models: Mapping[str, Path]) -> None:
+        member = Member(tiny_models["smol"], n_threads=1)
+        assert member.tokenize(b"\x14") == []
+        with pytest.raises(PromptError, match="member 'smol' has no token for any part"):
+            member.tokenize_prompt("\x14\x14")
 
     def test_long_prompt(self, tiny_models: Mapping[str, Path]) -> None:
         member = Member(tiny_models["gpt2"], name="short", n_ctx=256, n_threads=1)

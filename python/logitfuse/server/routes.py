@@ -47,9 +47,13 @@ def _note_prompt(state: State, prompt: Any) -> None:
 
 def _streamed(whole: type) -> dict[int | str, dict[str, Any]]:
     """How an answer is described that may be a stream."""
-    said = "Server-sent events: OpenAI's objects of a stream, or an error; then [DONE]"
-    events = {"schema": {"type": "string", "description": said}}
-    return {200: {"model": whole, "content": {"text/event-stream": events}}}
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "description": "one of OpenAI's objects of a stream, or an error; at last [DONE]",
+    }
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {200: {"model": whole, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 @answers.post("/chat/completions", response_model=None, responses=_streamed(objects.ChatCompletion))
