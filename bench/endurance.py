@@ -23,38 +23,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "python"))
 import httpx
 import models
 
-_WORDS = [
-    "the",
-    "old",
-    "harbour",
-    "was",
-    "quiet",
-    "in",
-    "the",
-    "morning",
-    "and",
-    "nobody",
-    "had",
-    "yet",
-    "gone",
-    "out",
-    "to",
-    "sea",
-    "in",
-    "any",
-    "of",
-    "the",
-    "twelve",
-    "boats",
-    "that",
-    "lay",
-    "in",
-    "two",
-    "rows",
-    "along",
-    "the",
-    "quay",
-]
+_TEXT = """the old harbour was quiet in the morning and nobody had yet gone out to sea in any of
+the twelve boats that lay in two rows along the quay"""
 
 
 def start_server(paths: Sequence[Path], parallel: int, *options: str) -> tuple[Any, str]:
@@ -80,8 +50,8 @@ def resident(pid: int) -> float:
 
 async def ask(client: httpx.AsyncClient, rng: random.Random) -> str:
     """One request of any kind; tells how it ended."""
-    text = " ".join(rng.choices(_WORDS, k=rng.randint(3, 60)))
-    body: dict[str, Any] = {"max_tokens": rng.randint(1, 8), "seed": rng.randrange(2**31)}
+    text = " ".join(rng.choices(_TEXT.split(), k=rng.randint(3, 30)))
+    body: dict[str, Any] = {"max_tokens": rng.randint(1, 6), "seed": rng.randrange(2**31)}
     stream, chat = rng.random() < 0.7, rng.random() < 0.5
     body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
     path = "/v1/chat/completions" if chat else "/v1/completions"

@@ -22,6 +22,7 @@ from logitfuse.errors import (
     ConfigError,
     ContextLengthError,
     DecodeError,
+    LogitfuseError,
     ModelNotFoundError,
     PromptError,
 )
@@ -416,6 +417,22 @@ class TestFailures:
                 patch.setattr(LlamaDecoder, "decode", broken)
                 assert isinstance(first.wait().end, OSError)
             assert ask(batcher).done
+
+    def test_nobody_waits_for_a_batcher_that_has_failed(self, tiny_models: Models) -> None:
+        """It never does; but then nothing would ever be said."""
+        batcher = Batcher([config_of(tiny_models, "gpt2")], slots=1)
+        heard = [ask(batcher, max_tokens=None, ignore_end=True) for _ in range(2)]
+        heard[0].take()
+
+        def fail() -> None:
+            raise RuntimeError("as tests want it")
+
+        batcher._conductor.post(fail)
+        ends = [one.wait().end for one in heard]
+        assert [type(end) for end in ends] == [LogitfuseError, BusyError]
+        with pytest.raises(BusyError):
+            ask(batcher)
+        batcher.close()
 
     def test_no_room(self, tiny_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where cells run out, slots that rest forget; a reply that still has none just ends."""

@@ -15,7 +15,7 @@ from logitfuse.assembly import check_parts, n_branches
 from logitfuse.batching.conductor import Cancelled, Conductor, Task
 from logitfuse.batching.slots import Slot, Slots, load, unload
 from logitfuse.config import FuseConfig
-from logitfuse.errors import BusyError, ConfigError
+from logitfuse.errors import BusyError, ConfigError, LogitfuseError
 from logitfuse.strategies.base import Chunk, Prompt, Request, Step
 from logitfuse.strategies.engine import Engine
 from logitfuse.strategies.stats import RunStats
@@ -148,9 +148,7 @@ class Batcher:
         except BaseException:
             unload(self._models)
             raise
-        self._thread = threading.Thread(
-            target=self._conductor.run, name="logitfuse-batcher", daemon=True
-        )
+        self._thread = threading.Thread(target=self._conduct, name="logitfuse-batcher", daemon=True)
         self._thread.start()
 
     # -- for any thread -------------------------------------------------------------------------
@@ -234,6 +232,16 @@ class Batcher:
         return BusyError("the server is shutting down", retry_after=_RETRY_AFTER, closing=True)
 
     # -- the batcher's own thread ---------------------------------------------------------------
+
+    def _conduct(self) -> None:
+        """Run tasks; if that ever fails, let nobody wait for ever."""
+        try:
+            self._conductor.run()
+        except BaseException as error:
+            _log.exception("the batcher has failed")
+            self.drain()
+            for ticket in tuple(self._running):
+                ticket.tell(LogitfuseError(f"the batcher has failed, start it anew: {error!r}"))
 
     def _stop_if_idle(self) -> None:
         if not self._running:
