@@ -345,3 +345,4 @@ class Beam:
         )
         for i, row in zip(ids, rows, strict=True):
             self._give(i, row)
+        member.context.rest()  # the core has read them: they need not be copied for others' batches
