@@ -46,7 +46,6 @@ def test_endurance() -> None:
     finally:
         process.terminate()
         code = process.wait(60)
-        process.stderr.close()
     assert code == 0
     assert sum(ends.values()) == 12
     assert ends.keys() <= {"200", "dropped"}

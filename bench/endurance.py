@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ def start_server(paths: Sequence[Path], parallel: int, *options: str) -> tuple[A
     command = [sys.executable, "-m", "logitfuse", "serve", "--port", "0", "-np", str(parallel)]
     for path in paths:
         command += ["-m", str(path)]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"http://\S+", line):
-            return process, found[0].rstrip("/")
-    raise RuntimeError("the server has ended before it was ready")
+    # A file, not a pipe, which would be full of log lines at last, and stop the server.
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as file:
+            process = subprocess.Popen([*command, *options], stderr=file)
+        while process.poll() is None:
+            if found := re.search(r"http://\S+", log.read_text()):
+                return process, found[0].rstrip("/")
+            time.sleep(0.1)
+        raise RuntimeError(f"the server has ended before it was ready: {log.read_text()}")
 
 
 def resident(pid: int) -> float:
