@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import endurance
 import models
@@ -42,7 +43,9 @@ def test_percentiles() -> None:
 def test_endurance() -> None:
     process, address = endurance.start_server([models.smollm2()], 2, "-c", "512", "-t", "1")
     try:
-        memory, ends, _ = asyncio.run(endurance.endure(address, process.pid, 12, 2, 4))
+        with ThreadPoolExecutor(1) as thread:  # this one may have a loop of its own, of a browser
+            work = endurance.endure(address, process.pid, 12, 2, 4)
+            memory, ends, _ = thread.submit(asyncio.run, work).result()
     finally:
         process.terminate()
         code = process.wait(60)

@@ -134,11 +134,13 @@ void Pool::constrain(std::size_t m) {
   keep_allowed(vocab, member.allowed, member.row, member.kept.data());
   member.row = member.kept.data();
   constrained_ = true;
-  const double before = static_cast<double>(member.max) + member.log_sum;
+  const double max = static_cast<double>(member.max);
+  const double log_sum = member.log_sum;
   member.log_allowed = -kInf;
   if (!sum_up(m)) return;
-  const double after = static_cast<double>(member.max) + member.log_sum;
-  member.log_allowed = std::min(after - before, 0.0);
+  // The maxima first: their sums with the logarithms would lose these where the logits are huge.
+  const double higher = static_cast<double>(member.max) - max;
+  member.log_allowed = std::min(higher + (member.log_sum - log_sum), 0.0);
 }
 
 // Weighs the members by what they gave to the allowed tokens, where that counts.

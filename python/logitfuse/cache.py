@@ -102,7 +102,8 @@ class TokenCache:
         self.stats.sync_s += time.perf_counter() - started
         if score:
             self._score(target[kept:], kept)
-            self.nats[kept : kept + 1] = nats[kept : kept + 1] or [math.nan]
+            if math.isnan(self.nats[kept]) and kept < len(nats):
+                self.nats[kept] = nats[kept]  # it was read again for its row only
         else:
             outputs = len(target) - max(kept, min(lowest, len(target)) - 1)
             self._decode(target[kept:], outputs=min(outputs, self._context.n_batch))

@@ -29,6 +29,7 @@ from logitfuse.errors import (
 from logitfuse.llama import LlamaDecoder, Piece
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Chunk, Request
+from servers import until
 from tiny import write_tiny
 
 Models = Mapping[str, Path]
@@ -341,7 +342,7 @@ class TestQueue:
             heard = [ask(batcher, max_tokens=None, ignore_end=True) for _ in range(4)]
             heard[0].take()
         batcher.close()
-        assert not any(thread.name.startswith("logitfuse-b") for thread in threading.enumerate())
+        assert not batcher._thread.is_alive()
 
     def test_a_listener_that_fails_is_left(self, tiny_models: Models) -> None:
         from logitfuse.batching import Job
@@ -561,7 +562,7 @@ def test_nothing_is_left_behind(tiny_models: Models) -> None:
         for _ in range(3):
             after = some()
         assert after - before < 200
-        assert not batcher._conductor._tasks
+        until(lambda: not batcher._conductor._tasks)
 
 
 def _sequences(piece: Piece) -> Sequence[int]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from lockstep import NAMES, PROMPT, Load, answer
 from logitfuse import _core
+from logitfuse.cache import MemberStats
 from logitfuse.evidence import share, spans_of, token_ends
 from logitfuse.llama import LlamaContext
 from logitfuse.member import Member
@@ -55,18 +56,28 @@ class TestPrompt:
         member.begin(second, score=True)
         nats = member.prompt_evidence(LONG[:200].encode()).logprobs
         np.testing.assert_allclose(nats[1:], fresh_nats(member, second), atol=2e-2)
+        member.stats = MemberStats()
+        member.begin(second, score=True)
+        assert member.stats.decoded_tokens <= 1
 
-    def test_what_was_not_scored_is_unknown(self, load: Load, name: str) -> None:
+    def test_what_was_not_scored_is_read_again(self, load: Load, name: str) -> None:
+        """Weights that are read off a prompt do not depend on who has read it before."""
         member = load(name)
         member.reset()
         first = member.tokenize_prompt(LONG[:120])
-        member.begin(first)
-        if not member.model.remembers_by_state:  # else it may have to read everything again
-            second = first + member.tokenize(b" more of it")
+        second = first + member.tokenize(b" more of it")
+        text = member.vocab.join(second)
+        for scored in (0, 20, len(first)):
+            member.reset()
+            if scored:
+                member.begin(first[:scored], score=True)
+            member.begin(first)
             member.begin(second, score=True)
-            nats = member.prompt_evidence(member.vocab.join(second)).logprobs
-            assert np.isnan(nats[: len(first)]).all()
-            assert not np.isnan(nats[len(first) :]).any()
+            nats = member.prompt_evidence(text).logprobs
+            member.begin(second, score=True)
+            assert member.prompt_evidence(text).logprobs[1:].tolist() == nats[1:].tolist()
+            np.testing.assert_allclose(nats[1:], fresh_nats(member, second), atol=2e-2)
+            assert np.isnan(nats[0])
 
 
 class TestOffsets:

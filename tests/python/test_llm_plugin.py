@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llm
+import logitfuse
 import pexpect
 import pytest
 from click.testing import CliRunner, Result
@@ -306,7 +307,8 @@ def entry_points() -> dict[str, str]:
 
 
 def environment(installed: Path) -> dict[str, str]:
-    path = [str(installed), str(REPO / "python"), os.environ.get("PYTHONPATH", "")]
+    package = Path(logitfuse.__file__).resolve().parents[1]  # wherever it is installed
+    path = [str(installed), str(package), os.environ.get("PYTHONPATH", "")]
     user = {"LLM_USER_PATH": os.environ["LLM_USER_PATH"], "LLM_LOAD_PLUGINS": "logitfuse"}
     return ENVIRONMENT | user | {"PYTHONPATH": os.pathsep.join(path)}
 
