@@ -99,7 +99,11 @@ class TestBodies:
             ({"stream": "yes"}, "stream"),
             ({"logprobs": 21}, "logprobs"),
             ({"logprobs": True}, "logprobs"),
-            ({"seed": -2}, "seed"),
+            ({"seed": -(2**31) - 1}, "seed"),
+            ({"n_predict": -3}, "n_predict"),
+            ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+            ({"logit_bias": {"9" * 10: 1}}, None),
+            ({"logit_bias": [[10**30, 1]]}, "logit_bias"),
             ({"logit_bias": {"1": "x"}}, "logit_bias"),
             ({"logit_bias": {"1": True}}, "logit_bias"),
             ({"logit_bias": [[1, 2, 3]]}, "logit_bias"),
@@ -192,8 +196,12 @@ class TestBodies:
         for body in ({"prompt": "x" * 2001}, {"prompt": [5] * 2001}):
             error = served.refusal(**body)
             assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
-        error = served.refusal(CHAT, messages=[{"role": "user", "content": "x" * 2001}])
-        assert error["param"] == "messages"
+        for messages in ([{"role": "user", "content": "x" * 2001}], HELLO * 100):
+            error = served.refusal(CHAT, messages=messages)
+            assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert served.refusal("/tokenize", content="x" * 2001)["param"] == "content"
+        assert served.refusal("/tokenize", prompt="x" * 2001)["param"] == "prompt"
+        assert served.refusal("/detokenize", tokens=[5] * 2001)["param"] == "tokens"
 
     def test_an_answer_that_would_be_too_long(self, served: Served) -> None:
         for length in (400, -1):

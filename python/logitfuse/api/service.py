@@ -25,6 +25,9 @@ from logitfuse.strategies.base import Request
 from logitfuse.strategies.engine import Engine
 
 Asked = str | Sequence[int]
+#: What a message of a chat counts besides its text: templates write its role, and tokens around it,
+#: which cost more to find than characters.
+_TURN = 16
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Api:
         ProblemError, ConfigError, FusionError, PromptError
         """
         messages = [message.plain for message in body.messages]
-        self._require_short(sum(len(message["content"]) for message in messages), "messages")
+        length = sum(_TURN + len(message["content"]) for message in messages)
+        self.require_short(length, "messages")
         return self._exchange(body, ChatFormat, [(messages, "")])
 
     def completion(self, body: CompletionBody) -> Exchange:
@@ -119,12 +123,18 @@ class Api:
         spell = self.model(body.model).engine.alignment.spell
         prompts = []
         for prompt in _prompts(body.prompt):
-            self._require_short(len(prompt), "prompt")
+            self.require_short(len(prompt), "prompt")
             text = prompt if isinstance(prompt, str) else text_of(b"".join(spell(prompt)))
             prompts.append((prompt, text))
         return self._exchange(body, CompletionFormat, prompts)
 
-    def _require_short(self, length: int, param: str) -> None:
+    def require_short(self, length: int, param: str) -> None:
+        """Refuse a prompt that takes too long to be cut into tokens.
+
+        Raises
+        ------
+        ProblemError
+        """
         if length > self.limits.prompt:
             raise ProblemError(
                 Problem(
@@ -154,7 +164,10 @@ class Api:
                 _echo(prompt, text)
             if scores_prompt(body):
                 seats += _scoring(model, config, prompt, given, request.top_logprobs)
-            seats += _answering(config, prompt, own) if length != 0 else _silence(prompt)
+            if length != 0:
+                seats += _answering(config, prompt, own)
+            else:
+                _silence(model, prompt, given)
             prompts.append(prompt)
         trace = body.logitfuse is not None and bool(body.logitfuse.trace)
         options = body.stream_options
@@ -229,11 +242,11 @@ def _answering(config: FuseConfig, prompt: Prompt, request: Request) -> list[Sea
     return seats
 
 
-def _silence(prompt: Prompt) -> list[Seat]:
+def _silence(model: Model, prompt: Prompt, given: Any) -> None:
     """No answer is wanted."""
+    prompt.n_tokens = len(next(iter(model.engine.render(given).values())).tokens)
     for choice in prompt.choices:
         choice.finish_reason, choice.complete = "length", True
-    return []
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> Sequence[Asked]:
