@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import threading
@@ -22,7 +23,7 @@ KEY = "a-längere-key"
 PREFLIGHT = {
     "Origin": "https://example.org",
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization,content-type",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-retry-count",
 }
 SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
@@ -222,10 +223,24 @@ class TestBodies:
         response = served.http.post(TEXT, content=json.dumps(SHORT), headers=headers)
         error_of(response, 415)
 
+    def test_compressed_bodies(self, served: Served) -> None:
+        content = gzip.compress(json.dumps(SHORT).encode())
+        headers = JSON | {"Content-Encoding": "gzip"}
+        error = error_of(served.http.post(TEXT, content=content, headers=headers), 415)
+        assert "Content-Encoding 'gzip'" in error["message"]
+        headers = JSON | {"Content-Encoding": "identity"}
+        plain = served.http.post(TEXT, content=json.dumps(SHORT), headers=headers)
+        assert plain.status_code == 200
+
     def test_other_paths_and_methods(self, served: Served) -> None:
         error_of(served.http.get("/v1/nothing"), 404)
-        error_of(served.http.get(TEXT), 405)
-        error_of(served.http.post("/v1/models", json={}), 405)
+        for response, allowed in (
+            (served.http.get(TEXT), "POST"),
+            (served.http.post("/v1/models", json={}), "GET"),
+            (served.http.post("/health", json={}), "GET"),
+        ):
+            error_of(response, 405)
+            assert response.headers["allow"] == allowed
         error_of(served.http.get("/v1/models/../../etc/passwd"), 404)
         error_of(served.http.get("/v1/models/%2e%2e%2fpasswd"), 404)
 
@@ -233,6 +248,17 @@ class TestBodies:
         assert served.ask("/completions", **SHORT)["choices"]
         assert served.ask("/chat/completions", messages=HELLO, max_tokens=2)["choices"]
         assert served.http.get("/models").json() == served.http.get("/v1/models").json()
+
+    def test_a_slash_more(self, served: Served) -> None:
+        assert served.http.get("/v1/models/").json() == served.http.get("/v1/models").json()
+
+    @pytest.mark.parametrize("path", ["/", "/health"])
+    def test_only_whether_it_is_there(self, served: Served, path: str) -> None:
+        response = served.http.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        same = served.http.get(path).headers
+        assert response.headers["content-length"] == same["content-length"]
+        assert response.headers["content-type"] == same["content-type"]
 
 
 class TestErrors:
@@ -278,6 +304,12 @@ class TestKeys:
         assert guarded.http.get("/health").json() == {"status": "ok"}
         assert guarded.http.get("/").status_code == 200
 
+    def test_keys_that_end_with_what_looks_blank(self, batcher: Batcher) -> None:
+        key = "\u00a0kuo\u00e0"  # in UTF-8 its last byte is a blank of Latin-1
+        with serving(batcher, api_key=[key]) as started:
+            headers = {"Authorization": b"Bearer " + key.encode()}
+            assert started.http.get("/v1/models", headers=headers).status_code == 200
+
     def test_any_name_will_do_with_a_key(self, guarded: Served) -> None:
         headers = {"Host": "example.org", "Authorization": f"Bearer {KEY}".encode()}
         assert guarded.http.get("/v1/models", headers=headers).status_code == 200
@@ -318,19 +350,54 @@ class TestBrowsers:
             response = started.http.options(TEXT, headers=PREFLIGHT)
             assert response.status_code == 200
             assert response.headers["access-control-allow-origin"] == "https://example.org"
+            allowed = response.headers["access-control-allow-headers"].split(",")
+            assert "x-stainless-retry-count" in allowed
             other = started.http.options(TEXT, headers=PREFLIGHT | {"Origin": "https://a.b"})
             assert other.status_code == 400
             refused = started.http.get("/v1/models", headers={"Origin": "https://example.org"})
             assert refused.status_code == 401
             assert refused.headers["access-control-allow-origin"] == "https://example.org"
+            assert refused.headers["access-control-expose-headers"] == "Retry-After"
 
-    @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example"])
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "evil.example",
+            "evil.example:80",
+            "127.0.0.1.evil.example",
+            "[::1].evil.example",
+            "",
+            "a:b",
+        ],
+    )
     def test_foreign_names_of_this_machine(self, served: Served, host: str) -> None:
-        assert served.http.get("/health", headers={"Host": host}).status_code == 400
+        error = error_of(served.http.get("/health", headers={"Host": host}), 400)
+        assert error["code"] == "unknown_host"
+        assert f"--allowed-host {host}" in error["message"]
 
-    @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8080"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "LocalHost:1", "127.0.0.1", "[::1]:8080", "[::1]"]
+    )
     def test_its_own_names(self, served: Served, host: str) -> None:
         assert served.http.get("/health", headers={"Host": host}).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("settings", "statuses"),
+        [
+            ({"allowed_host": ["Host.docker.internal"]}, (200, 400, 200)),
+            ({"no_auth": True}, (400, 400, 200)),
+            ({"no_auth": True, "host": "0.0.0.0"}, (200, 200, 200)),
+            ({"no_auth": True, "host": "0.0.0.0", "allowed_host": ["me"]}, (400, 400, 200)),
+            ({"host": "::1"}, (400, 400, 200)),
+        ],
+    )
+    def test_who_is_asked_for_its_name(
+        self, batcher: Batcher, settings: dict[str, Any], statuses: tuple[int, ...]
+    ) -> None:
+        with serving(batcher, **settings) as started:
+            hosts = ("host.docker.internal:80", "evil.example", f"localhost:{started.port}")
+            responses = [started.http.get("/health", headers={"Host": host}) for host in hosts]
+        assert tuple(response.status_code for response in responses) == statuses
 
 
 class TestLogs:

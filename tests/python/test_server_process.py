@@ -97,6 +97,16 @@ class TestOptions:
             told = server.http.get("/props", headers={"Authorization": "Bearer secret"}).json()
             assert told["slots"] == 3
 
+    def test_ipv6(self, one: list[Any]) -> None:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        with process(*one, "--host", "::1", "--allowed-host", "me") as server:
+            assert str(server.url).startswith("http://[::1]:")
+            assert server.http.post(TEXT, json=LONG).text.endswith("data: [DONE]\n\n")
+            assert server.http.get("/health", headers={"Host": "me"}).status_code == 200
+
     def test_without_the_extra(self, one: list[Any]) -> None:
         code = (
             "import sys; sys.modules['fastapi'] = None\n"

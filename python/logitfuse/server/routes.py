@@ -81,6 +81,7 @@ async def embeddings() -> Response:
     raise ProblemError(Problem(501, message, code="not_implemented"))
 
 
+@answers.get("/models/", response_model=objects.ModelList, include_in_schema=False)
 @answers.get("/models", response_model=objects.ModelList)
 async def models(request: Request) -> dict[str, Any]:
     """The ensembles that are served."""
@@ -115,12 +116,14 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
     return tokens.info(_state(request).api)
 
 
+@public.head("/", include_in_schema=False)
 @public.get("/", response_class=HTMLResponse)
 async def show_page() -> Response:
     """A page to chat with the ensembles, which shows who wanted what."""
     return HTMLResponse(page(), headers=_PAGE_HEADERS | {"Content-Security-Policy": policy()})
 
 
+@public.head("/health", include_in_schema=False)
 @public.get("/health", response_model=objects.Health, responses={503: {"model": objects.Health}})
 async def health(request: Request) -> Response:
     """Whether the server answers."""

@@ -30,8 +30,17 @@ class Settings(BaseModel):
         default_factory=list,
         description="Origin whose pages may ask from browsers (https://example.org); repeat it.",
     )
+    allowed_host: list[str] = Field(
+        default_factory=list,
+        description="Another name of this machine (host.docker.internal) that requests may call it "
+        "by where they bring no key; repeat it.",
+    )
     max_body: int = Field(2_000_000, ge=1, description="Longest body of a request, bytes.")
-    max_prompt: int = Field(200_000, ge=1, description="Longest prompt, characters or tokens.")
+    max_prompt: int = Field(
+        200_000,
+        ge=1,
+        description="Longest prompt, characters or tokens; a message of a chat counts 16 besides.",
+    )
     max_tokens: int | None = Field(
         None, ge=1, description="Most tokens of an answer, whatever is asked for."
     )
