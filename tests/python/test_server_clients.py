@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from logitfuse.batching import Batcher
 from logitfuse.errors import DecodeError
-from logitfuse.server import calls, gate
+from logitfuse.server import calls, connections, gate
 from logitfuse.strategies.fuse import Fuse
 from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, events, serving, until
 
@@ -34,7 +35,8 @@ def served(tiny_models: Mapping[str, Path]) -> Iterator[Served]:
 def _idle(served: Served) -> Iterator[None]:
     """Every test leaves a server that has nothing to do."""
     yield
-    until(lambda: served.http.post(TEXT, json=SHORT).status_code == 200)
+    # on a connection of its own: tests may have had idle ones closed
+    until(lambda: httpx.post(f"{served.url}{TEXT}", json=SHORT).status_code == 200)
     until(served.is_idle)
 
 
@@ -176,6 +178,49 @@ class TestDawdling:
         with connect(served) as client:
             client.sendall(raw(SHORT)[:-5])
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+    @pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: l"])
+    @pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+    def test_a_head_that_never_comes(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, first: bytes, begun: bytes
+    ) -> None:
+        monkeypatch.setattr(connections, "TIMEOUT", 0.5)
+        with connect(served) as client:
+            began = time.monotonic()
+            client.sendall(first + begun)
+            received = b""
+            while piece := client.recv(65536):
+                received += piece
+            assert 0.4 < time.monotonic() - began < 4  # uvicorn itself waits for the next head
+            assert received.startswith(b"HTTP/1.1 200 " if first else b"")
+
+    def test_an_answer_may_take_longer(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connections, "TIMEOUT", 0.2)
+        working = occupy(served, SLOTS)
+        with served.http.stream("POST", TEXT, json=SHORT | {"stream": True}) as response:
+            time.sleep(0.6)
+            leave(working)
+            assert events(list(response.iter_lines()))[-1] == "[DONE]"
+
+    def test_a_reader_that_never_reads(
+        self, tiny_models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gate, "SEND_TIMEOUT", 0.3)
+        monkeypatch.setattr(connections, "TIMEOUT", 0.3)
+        configs = ensembles(tiny_models)
+        body = LONG | {"stream": True, "logprobs": 20, "logitfuse": {"trace": True}}
+        with serving(lambda: Batcher(configs, slots=1, queue=0)) as started:
+            started.hold_little()
+            others = started.n_connections
+            with connect(started) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.sendall(raw(body))
+                until(lambda: started.n_connections > others and bool(started.state.calls))
+                until(lambda: not started.state.calls)
+                until(lambda: started.n_connections == others)
+            assert started.ask(**SHORT)["choices"]
 
     def test_no_http(self, served: Served) -> None:
         for rubbish in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\xff" * 100):

@@ -149,6 +149,37 @@ class TestEnds:
             error_of(waiting[0], 503)  # it had not begun
             assert server.wait() == 0
 
+    def test_prompts_that_are_being_read(self, one: list[Any]) -> None:
+        """They have begun, though nobody has heard of it; those that wait have not."""
+        slow = (
+            "import time\nfrom logitfuse.llama import LlamaDecoder\ndecode = LlamaDecoder.decode\n"
+            "def slowly(*given): time.sleep(0.2); return decode(*given)\n"
+            "LlamaDecoder.decode = slowly"
+        )
+        body = {"prompt": "word " * 200, "max_tokens": 2, "ignore_eos": True}
+        answers: dict[str, httpx.Response] = {}
+
+        def ask(name: str, **more: Any) -> threading.Thread:
+            def post() -> None:
+                answers[name] = httpx.post(f"{server.url}{TEXT}", json=body | more, timeout=60)
+
+            thread = threading.Thread(target=post)
+            thread.start()
+            return thread
+
+        with process(*one, "-np", "2", "-b", "32", before=slow) as server:
+            asked = [ask("whole"), ask("stream", stream=True)]
+            until(lambda: busy(server) == ("2.0", "0.0"))
+            asked.append(ask("waits"))
+            until(lambda: busy(server) == ("2.0", "1.0"))
+            server.process.send_signal(signal.SIGTERM)
+            for thread in asked:
+                thread.join()
+            assert server.wait() == 0
+        assert answers["whole"].json()["usage"]["completion_tokens"] == 2
+        assert events(answers["stream"].text.splitlines())[-1] == "[DONE]"
+        error_of(answers["waits"], 503)
+
     def test_not_for_ever(self, one: list[Any]) -> None:
         with (
             process(*one, "--shutdown-timeout", "0") as server,

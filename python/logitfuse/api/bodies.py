@@ -131,6 +131,13 @@ class GenerationBody(Body):
 
     _refused = model_validator(mode="before")(refuse)
 
+    @property
+    def is_constrained(self) -> bool:
+        """Not every answer will do."""
+        form = self.response_format
+        plain = self.json_schema is None and (form is None or form.type == "text")
+        return bool(self.grammar) or not plain
+
 
 class Part(BaseModel):
     """A piece of a message."""

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from logitfuse._core import __version__
 from logitfuse.batching import Batcher
 from logitfuse.server import problems
-from logitfuse.server.gate import HostMiddleware, KeyMiddleware, LogMiddleware
+from logitfuse.server.gate import HostMiddleware, KeyMiddleware, LogMiddleware, ReaderMiddleware
 from logitfuse.server.routes import about, answers, public
 from logitfuse.server.settings import Settings
 from logitfuse.server.state import State
@@ -81,3 +81,4 @@ def _add_middleware(app: FastAPI, state: State) -> None:
             expose_headers=["Retry-After"],
         )
     app.add_middleware(LogMiddleware, state=state)
+    app.add_middleware(ReaderMiddleware)

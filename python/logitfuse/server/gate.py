@@ -26,6 +26,8 @@ _log = logging.getLogger("logitfuse.server")
 _OPEN = {"/", "/health"}
 #: Seconds in which a body must have arrived.
 BODY_TIMEOUT = 30.0
+#: Seconds after which a client must have read on.
+SEND_TIMEOUT = 60.0
 #: Longest path in the log, and longest host in a message.
 _LOGGED = 120
 #: An address of IPv6 in brackets or a name, and perhaps a port.
@@ -105,6 +107,38 @@ def _foreign(host: str) -> Problem:
         f"start the server with --allowed-host {host or 'NAME'}, or with --api-key KEY",
         code="unknown_host",
     )
+
+
+class ReaderMiddleware:
+    """Leaves clients that do not read what they asked for.
+
+    Parameters
+    ----------
+    app : ASGI application
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        late = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal late
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await send(message)
+            except TimeoutError:
+                late = True
+                raise
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except TimeoutError:
+            if not late:
+                raise
+            _log.info("a client has read nothing for %g seconds and is left", SEND_TIMEOUT)
 
 
 class LogMiddleware:

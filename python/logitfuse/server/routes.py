@@ -60,7 +60,7 @@ def _streamed(whole: type) -> dict[int | str, dict[str, Any]]:
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer a chat; every member reads it through its own template."""
     state = _state(request)
-    exchange = await run_in_threadpool(state.api.chat, body)
+    exchange = await calls.prepare(state, request, state.api.chat, body)
     _note_prompt(state, body.messages)
     return await calls.answer(state, request, exchange)
 
@@ -69,7 +69,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue a text, or several."""
     state = _state(request)
-    exchange = await run_in_threadpool(state.api.completion, body)
+    exchange = await calls.prepare(state, request, state.api.completion, body)
     _note_prompt(state, body.prompt)
     return await calls.answer(state, request, exchange)
 

@@ -15,6 +15,7 @@ import uvicorn
 from logitfuse.batching import Batcher
 from logitfuse.errors import ConfigError
 from logitfuse.server.app import make_app
+from logitfuse.server.connections import Connections
 from logitfuse.server.settings import Settings
 from logitfuse.server.state import State
 
@@ -55,6 +56,7 @@ def run(source: Callable[[], Batcher], settings: Settings, ready: Ready) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_graceful_shutdown=_GOODBYE,
     )
     asyncio.run(_serve(_Server(config, state, listener, ready), state))
@@ -78,6 +80,7 @@ class _Server(uvicorn.Server):
         self._state = state
         self._listener = listener
         self._ready: Ready | None = ready
+        self._connections = Connections()
         self._deadline: float | None = None  #: set by a signal
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,12 +118,15 @@ class _Server(uvicorn.Server):
             self._ready = None
         if self._deadline is not None:
             self._drain(self._deadline)
+        self._connections.look(self.server_state.connections)
         return await super().on_tick(counter)
 
     def _drain(self, deadline: float) -> None:
         late = time.monotonic() >= deadline
-        if late or not self._state.draining:
-            self._state.drain(running=late)
+        if not self._state.draining:
+            self._state.drain()
+        if late:
+            self._state.abort()
         self.should_exit = late or not self._state.calls
 
 

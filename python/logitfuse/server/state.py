@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from anyio import CapacityLimiter
+
 from logitfuse.api.problems import SERVER, Problem, ProblemError
 from logitfuse.api.service import Api
 from logitfuse.batching import Batcher
@@ -22,6 +24,8 @@ _log = logging.getLogger("logitfuse.server")
 
 #: Seconds after which a client may try again.
 _RETRY_AFTER = 2.0
+#: Threads for trials of constraints, of which `logitfuse.grammar` makes as many at a time.
+_TRIALS = 2
 
 
 class State:
@@ -39,6 +43,8 @@ class State:
         Those that are being answered.
     draining : bool
         No new ones are taken.
+    trials : CapacityLimiter
+        Of worker threads for bodies whose constraints must be tried, which may take seconds.
     created : int
         When the models were loaded, Unix time.
 
@@ -57,6 +63,7 @@ class State:
         self.created = 0
         self._source = source
         self._api: Api | None = None
+        self.trials = CapacityLimiter(_TRIALS)
         #: Of `load`, once the application runs.
         self.loading: asyncio.Task[None] | None = None
 
@@ -106,13 +113,32 @@ class State:
         self.metrics.watch(batcher)
         self.created = int(time.time())
 
-    def drain(self, *, running: bool = False) -> None:
-        """Take no new calls, and send away those that wait; with `running`, all of them."""
+    def require_room(self) -> None:
+        """Send a body away whose constraint would have to wait for too many others.
+
+        Raises
+        ------
+        ProblemError, BusyError
+        """
+        batcher = self.api.batcher
+        waiting = self.trials.statistics().tasks_waiting
+        if waiting >= batcher.slots + batcher.queue:
+            raise BusyError(
+                f"{waiting} constraints wait to be tried; come again later",
+                retry_after=_RETRY_AFTER,
+            )
+
+    def drain(self) -> None:
+        """Take no new calls, and send away what waits; what is being read or answered goes on."""
         self.draining = True
+        if self._api is not None:
+            self._api.batcher.drain()
+
+    def abort(self) -> None:
+        """Send away what runs, too."""
         gone = BusyError("the server is shutting down", retry_after=_RETRY_AFTER, closing=True)
         for call in self.calls:
-            if running or not call.begun:
-                call.abort(gone)
+            call.abort(gone)
 
     async def close(self) -> None:
         """Free the models, if they were loaded here."""
