@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -93,6 +94,10 @@ class Served:
     def wait_until_ready(self) -> None:
         until(lambda: self.http.get("/health").status_code == 200)
 
+    def connect(self) -> socket.socket:
+        """A client that does as it likes."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
     def is_idle(self) -> bool:
         """Nothing is asked of it any more."""
         return not (self.state.calls or self.batcher.active or self.batcher.waiting)
@@ -117,6 +122,13 @@ def serving(source: Batcher | Callable[[], Batcher], **settings: Any) -> Iterato
         yield served
     finally:
         served.close()
+
+
+def raw(body: Mapping[str, Any], path: str = TEXT) -> bytes:
+    """A request as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logitfuse import Ensemble
+from logitfuse import Ensemble, _core
 from logitfuse.batching import Batcher
 from logitfuse.config import parse_config
 from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, events, serving, until
@@ -64,6 +64,7 @@ class TestObservation:
             "n_vocab": 3000,
         }
         assert told["default_model"] == "pair"
+        assert told["instruction_set"] == _core.isa()
         assert (told["slots"], told["queue"]) == (2, 4)
         assert {"gac", "bytes"} <= set(told["presets"])
         assert "log-linear" in told["pools"]
@@ -261,6 +262,10 @@ class TestEcho:
             for i, text in enumerate(texts):
                 assert "".join(piece["text"] for piece in pieces if piece["index"] == i) == text
             assert end == "[DONE]"
+
+    def test_null_is_what_is_usual(self, served: Served) -> None:
+        answer = served.ask(prompt=PROMPT, max_tokens=None, n=None, ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 16
 
     def test_a_chat_that_only_warms_up(self, served: Served) -> None:
         answer = served.ask(CHAT, messages=HELLO, n_predict=0)

@@ -17,7 +17,19 @@ from logitfuse.batching import Batcher
 from logitfuse.errors import DecodeError
 from logitfuse.server import calls, connections, gate
 from logitfuse.strategies.fuse import Fuse
-from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, events, serving, until
+from servers import (
+    CHAT,
+    HELLO,
+    PROMPT,
+    TEXT,
+    Served,
+    ensembles,
+    error_of,
+    events,
+    raw,
+    serving,
+    until,
+)
 
 LONG: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True, "temperature": 0}
 SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0}
@@ -40,20 +52,9 @@ def _idle(served: Served) -> Iterator[None]:
     until(served.is_idle)
 
 
-def connect(served: Served) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", served.port), timeout=60)
-
-
-def raw(body: Mapping[str, Any], path: str = TEXT) -> bytes:
-    """A request as it goes over the wire."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
-
-
 def occupy(served: Served, n: int) -> list[socket.socket]:
     """So many clients that wait for long answers."""
-    taken = [connect(served) for _ in range(n)]
+    taken = [served.connect() for _ in range(n)]
     for client in taken:
         client.sendall(raw(LONG | {"stream": True, "max_tokens": 480}))
     until(lambda: served.batcher.active + served.batcher.waiting == n)
@@ -68,7 +69,7 @@ def leave(clients: list[socket.socket]) -> None:
 class TestLeaving:
     @pytest.mark.parametrize("stream", [False, True])
     def test_the_slot_is_free_within_a_step(self, served: Served, stream: bool) -> None:
-        client = connect(served)
+        client = served.connect()
         client.sendall(raw(LONG | {"stream": stream}))
         until(lambda: served.batcher.active == 1)
         left = time.monotonic()
@@ -86,14 +87,14 @@ class TestLeaving:
     def test_thousands(self, served: Served) -> None:
         pieces = [raw(LONG | {"stream": True}), raw(LONG), raw(SHORT)[:-9], b"POST /v1/comp", b""]
         for i in range(2000):
-            with connect(served) as client:
+            with served.connect() as client:
                 client.sendall(pieces[i % len(pieces)])
         until(served.is_idle)
 
 
 def occupy_more(served: Served, n: int) -> list[socket.socket]:
     """So many clients that wait behind others."""
-    taken = [connect(served) for _ in range(n)]
+    taken = [served.connect() for _ in range(n)]
     for client in taken:
         client.sendall(raw(LONG))
     until(lambda: len(served.state.calls) == SLOTS + n)
@@ -153,7 +154,7 @@ class TestCrowds:
 
 class TestDawdling:
     def test_a_slow_reader_slows_nobody(self, served: Served) -> None:
-        with connect(served) as client:
+        with served.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.sendall(raw(LONG | {"stream": True, "max_tokens": 150}))
             until(lambda: served.batcher.active == 1)
@@ -167,7 +168,7 @@ class TestDawdling:
         assert b"data: [DONE]" in received
 
     def test_a_slow_writer(self, served: Served) -> None:
-        with connect(served) as client:
+        with served.connect() as client:
             for piece in (raw(SHORT)[i : i + 7] for i in range(0, len(raw(SHORT)), 7)):
                 client.sendall(piece)
                 time.sleep(0.001)
@@ -175,7 +176,7 @@ class TestDawdling:
 
     def test_a_body_that_never_comes(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gate, "BODY_TIMEOUT", 0.1)
-        with connect(served) as client:
+        with served.connect() as client:
             client.sendall(raw(SHORT)[:-5])
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
@@ -185,7 +186,7 @@ class TestDawdling:
         self, served: Served, monkeypatch: pytest.MonkeyPatch, first: bytes, begun: bytes
     ) -> None:
         monkeypatch.setattr(connections, "TIMEOUT", 0.5)
-        with connect(served) as client:
+        with served.connect() as client:
             began = time.monotonic()
             client.sendall(first + begun)
             received = b""
@@ -214,17 +215,18 @@ class TestDawdling:
         with serving(lambda: Batcher(configs, slots=1, queue=0)) as started:
             started.hold_little()
             others = started.n_connections
-            with connect(started) as client:
+            with started.connect() as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 client.sendall(raw(body))
                 until(lambda: started.n_connections > others and bool(started.state.calls))
                 until(lambda: not started.state.calls)
                 until(lambda: started.n_connections == others)
+            until(started.is_idle)
             assert started.ask(**SHORT)["choices"]
 
     def test_no_http(self, served: Served) -> None:
         for rubbish in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\xff" * 100):
-            with connect(served) as client:
+            with served.connect() as client:
                 client.sendall(rubbish + b"\r\n\r\n")
                 assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
 
@@ -246,7 +248,7 @@ class TestFailures:
         return now
 
     def test_in_mid_stream(self, served: Served, fails: threading.Event) -> None:
-        other = connect(served)
+        other = served.connect()
         other.sendall(raw(LONG | {"max_tokens": 40, "model": "exact"}))
         fails.set()
         response = served.http.post(CHAT, json={"messages": HELLO, "stream": True})

@@ -104,10 +104,9 @@ async def prepare(
     """
     if not body.is_constrained:
         return await run_in_threadpool(make, body)
-    state.require_room()
-    with CancelScope() as scope:
+    with state.trial() as limiter, CancelScope() as scope:
         async with _watched(request, scope.cancel):
-            exchange = await to_thread.run_sync(make, body, limiter=state.trials)
+            exchange = await to_thread.run_sync(make, body, limiter=limiter)
     if scope.cancel_called:
         raise ClientDisconnect
     return exchange

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter
@@ -43,8 +44,8 @@ class State:
         Those that are being answered.
     draining : bool
         No new ones are taken.
-    trials : CapacityLimiter
-        Of worker threads for bodies whose constraints must be tried, which may take seconds.
+    trials : int
+        Bodies whose constraints are being tried, or wait for that: it may take seconds.
     created : int
         When the models were loaded, Unix time.
 
@@ -63,7 +64,8 @@ class State:
         self.created = 0
         self._source = source
         self._api: Api | None = None
-        self.trials = CapacityLimiter(_TRIALS)
+        self.trials = 0
+        self._limiter = CapacityLimiter(_TRIALS)
         #: Of `load`, once the application runs.
         self.loading: asyncio.Task[None] | None = None
 
@@ -113,20 +115,26 @@ class State:
         self.metrics.watch(batcher)
         self.created = int(time.time())
 
-    def require_room(self) -> None:
-        """Send a body away whose constraint would have to wait for too many others.
+    @contextmanager
+    def trial(self) -> Iterator[CapacityLimiter]:
+        """Room for a body whose constraint must be tried; gives what limits its worker thread.
 
         Raises
         ------
         ProblemError, BusyError
         """
         batcher = self.api.batcher
-        waiting = self.trials.statistics().tasks_waiting
+        waiting = self.trials - _TRIALS
         if waiting >= batcher.slots + batcher.queue:
             raise BusyError(
                 f"{waiting} constraints wait to be tried; come again later",
                 retry_after=_RETRY_AFTER,
             )
+        self.trials += 1
+        try:
+            yield self._limiter
+        finally:
+            self.trials -= 1
 
     def drain(self) -> None:
         """Take no new calls, and send away what waits; what is being read or answered goes on."""
