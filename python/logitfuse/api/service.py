@@ -21,7 +21,6 @@ from logitfuse.config import FuseConfig
 from logitfuse.echo import cut_prompt
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.evaluation.trace import trace_entry
-from logitfuse.strategies.base import Request
 from logitfuse.strategies.engine import Engine
 
 Asked = str | Sequence[int]
@@ -146,6 +145,8 @@ class Api:
         request = request_of(body, config.sampling, length or None, self.limits.seconds)
         n = body.n or 1
         self._require_room(len(asked) * (scores_prompt(body) + (n if length != 0 else 0)))
+        # Here, in the thread of the request: the batcher's own has all of them to answer.
+        engine = self.batcher.engine(config)
         prompts, seats = [], []
         for k, (given, text) in enumerate(asked):
             prompt = Prompt([Choice(k * n + i, offset=len(text)) for i in range(n)])
@@ -154,7 +155,10 @@ class Api:
                 _echo(prompt, text)
             if scores_prompt(body):
                 seats += _scoring(model, config, prompt, given, request.top_logprobs)
-            seats += _answering(config, prompt, own) if length != 0 else _silence(prompt)
+            if length != 0:
+                seats += _answering(Job(config, own, prompts=engine.render(given)), prompt)
+            else:
+                _silence(prompt)
             prompts.append(prompt)
         trace = body.logitfuse is not None and bool(body.logitfuse.trace)
         options = body.stream_options
@@ -218,22 +222,22 @@ def _scoring(
     return [Seat(Job(config, request, text=prompt.cut.text), prompt, None)]
 
 
-def _answering(config: FuseConfig, prompt: Prompt, request: Request) -> list[Seat]:
-    """Have the prompt answered."""
+def _answering(job: Job, prompt: Prompt) -> list[Seat]:
+    """Have the prompt answered, by a job for each choice."""
     seats = []
     for i, choice in enumerate(prompt.choices):
-        sampling = request.sampling
+        sampling = job.request.sampling
         if sampling.seed is not None:  # or all choices would be one
             sampling = sampling.model_copy(update={"seed": (sampling.seed + i) % 2**64})
-        seats.append(Seat(Job(config, replace(request, sampling=sampling)), prompt, choice))
+        own = replace(job, request=replace(job.request, sampling=sampling))
+        seats.append(Seat(own, prompt, choice))
     return seats
 
 
-def _silence(prompt: Prompt) -> list[Seat]:
+def _silence(prompt: Prompt) -> None:
     """No answer is wanted."""
     for choice in prompt.choices:
         choice.finish_reason, choice.complete = "length", True
-    return []
 
 
 def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> Sequence[Asked]:
