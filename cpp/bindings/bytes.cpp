@@ -39,6 +39,7 @@ void bind_bytes(py::module_& m) {
            "trie"_a, py::kw_only(), "prune"_a, "width"_a)
       .def("set_prune", &ByteBeam::set_prune, "prune"_a)
       .def("begin", &ByteBeam::begin)
+      .def("rest", &ByteBeam::rest)
       .def(
           "row",
           [](ByteBeam& beam, std::int32_t id, const Row& row, const py::object& allowed) {

@@ -50,6 +50,16 @@ std::int32_t ByteBeam::begin() {
   return last_id_;
 }
 
+void ByteBeam::rest() {
+  live_.clear();
+  next_.clear();
+  held_.clear();
+  wanted_.clear();
+  dropped_.clear();
+  spare_ = {};
+  kept_logits_ = {};
+}
+
 void ByteBeam::two_rows(const float* before, std::int32_t token, const float* after,
                         TokenBits allowed_before, TokenBits allowed_after) {
   const Vocab& vocab = trie_->vocab();

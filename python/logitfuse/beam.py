@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from logitfuse import _core
 from logitfuse.config import PRUNE, WIDTH
 from logitfuse.errors import ConfigError, ContextLengthError, DecodeError
-from logitfuse.llama import Row
+from logitfuse.llama import NO_ROOM, Row
 from logitfuse.member import Member
 from logitfuse.readers import Allowed, untwinned
 
@@ -27,8 +27,6 @@ from logitfuse.readers import Allowed, untwinned
 _HEAL = 6
 #: How much is pruned where a byte is reconsidered.
 _CAREFUL = 1e-3
-#: What `llama_decode` returns where the context has no room left.
-_FULL = 1
 #: Trunk tokens decoded at a time: 32 rows of 262,144 logits are 32 MiB.
 _CHUNK = 32
 
@@ -134,8 +132,9 @@ class Beam:
         try:
             return self._follow(unit, reply, pending, wake=wake)
         except DecodeError as error:
-            if error.code != _FULL:  # long paths share few cells
+            if error.code != NO_ROOM:  # long paths share few cells
                 raise
+            self._paths.clear()  # the member holds nothing any more
             return False
 
     def _follow(self, unit: bytes, reply: bytes, pending: Sequence[bytes], *, wake: bool) -> bool:

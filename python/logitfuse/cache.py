@@ -18,8 +18,8 @@ from logitfuse.rows import KeptRows
 
 #: Checkpoints kept for memories that cannot be cut back: more than the deepest rollback.
 _CHECKPOINTS = 8
-#: Rows of a scored prompt that are held at a time: 64 rows of 262,144 logits are 64 MiB.
-_SCORED = 64
+#: Rows of a scored prompt that are held at a time: 32 rows of 262,144 logits are 32 MiB.
+_SCORED = 32
 
 
 @dataclass
@@ -81,8 +81,9 @@ class TokenCache:
         """
         started = time.perf_counter()
         common = common_prefix(self.tokens, target)
-        nats = self.nats[:common]
+        nats: list[float] = []
         if score:
+            nats = self.nats[:common]
             common = self._scored(common)
             if common < len(target) and self.rows.after(common) is None:
                 common = max(0, common - 1)  # its row scores the next token
@@ -122,10 +123,15 @@ class TokenCache:
         return all(self.rows.after(n) is not None for n in range(first, last + 1))
 
     def reserve(self, n: int) -> None:
-        """Remember the rows of the last `n` decodes, and how to go back to them."""
+        """Remember the rows of the last `n` decodes, or of a few, and how to go back to them."""
         self.rows.reserve(n)
         if self._checkpoints is not None:
             self._checkpoints = deque(self._checkpoints, maxlen=max(n, _CHECKPOINTS))
+
+    def rest(self) -> None:
+        """Nothing but the tokens is needed any more."""
+        self.rows.lost()
+        self.reserve(0)
 
     def append(self, token: int) -> None:
         """Decode one more token."""
@@ -215,6 +221,13 @@ class TokenCache:
         self.nats[start:] = nats
 
     def _decode(self, tokens: list[int], *, outputs: int) -> None:
+        for begin, end in self._context.slices(len(tokens), outputs):
+            rows = max(0, end - max(begin, len(tokens) - outputs))
+            self._decode_slice(tokens[begin:end], rows)
+        if self._checkpoints is not None:
+            self._checkpoints.append((len(self.tokens), self._context.save()))
+
+    def _decode_slice(self, tokens: list[int], outputs: int) -> None:
         began, start = time.perf_counter(), len(self.tokens)
         try:
             code = self._context.decode(tokens, start, outputs=outputs)
@@ -227,8 +240,6 @@ class TokenCache:
         self.tokens += tokens
         self.nats += [math.nan] * len(tokens)
         self.rows.decoded(len(self.tokens), outputs)
-        if self._checkpoints is not None:
-            self._checkpoints.append((len(self.tokens), self._context.save()))
         self.stats.decoded_tokens += len(tokens)
         self.stats.decode_s += time.perf_counter() - began
 

@@ -20,6 +20,8 @@ from logitfuse.places import Place
 from logitfuse.schedules import Crew, Lazy, Speak
 from logitfuse.text import ReplyText
 
+#: More units than this are never all accepted, and the drafter's row is kept for each of them.
+LONGEST_DRAFT = 64
 #: How fast estimates follow what is measured.
 _RATE = 0.1
 #: Share of drafted units that are said, before any was drafted; where no draft pays, the estimate
@@ -40,7 +42,7 @@ class DraftOptions:
     Attributes
     ----------
     length : int
-        Most units per draft.
+        Most units per draft, 1 to `LONGEST_DRAFT`.
     drafter : str or int or None
         The member that drafts, by name or index; None: the one that decodes fastest.
     ngrams : bool
@@ -52,7 +54,7 @@ class DraftOptions:
     Raises
     ------
     ConfigError
-        A length below 1; a drafter for n-grams.
+        A length out of range; a drafter for n-grams.
     """
 
     length: int = 8
@@ -61,8 +63,10 @@ class DraftOptions:
     adapt: bool = True
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ConfigError(f"draft length must be at least 1, not {self.length}", key="length")
+        if not 1 <= self.length <= LONGEST_DRAFT:
+            raise ConfigError(
+                f"draft length must lie in 1..{LONGEST_DRAFT}, not {self.length}", key="length"
+            )
         if self.ngrams and self.drafter is not None:
             raise ConfigError("n-grams of the text need no drafter; give only one", key="drafter")
 
@@ -109,35 +113,28 @@ class Draft(Lazy):
     options : DraftOptions
     drafter : int, optional
         `DraftOptions.drafter` as an index.
-
-    Raises
-    ------
-    ConfigError
-        The draft does not fit a context.
     """
 
     def __init__(self, crew: Crew, options: DraftOptions, drafter: int | None = None) -> None:
         super().__init__(crew)
-        shortest = min(crew.members[i].n_ctx for i in crew.running)
-        if options.length >= shortest:
-            raise ConfigError(
-                f"a draft of {options.length} units does not fit a context of {shortest} tokens",
-                key="length",
-            )
         self.options = options
         self._drafter = drafter
         self._costs = {i: Costs() for i in crew.running}
         self._alone = Costs()  # of the drafter with the threads of all
         #: Estimated share of drafted units that are said.
         self.acceptance = _PRIOR
-        if drafter is not None:
-            crew.members[drafter].keep_rows(options.length + 2)
 
     def begin(self, prompt: bytes) -> None:
         """See `Schedule`."""
         super().begin(prompt)
+        self._keep_rows()
         self._ends = [0]  # of the units of the reply, bytes
         self._forget()
+
+    def _keep_rows(self) -> None:
+        """The drafter's rows over a whole draft are those of the steps that say it."""
+        if self._drafter is not None:
+            self._crew.members[self._drafter].keep_rows(self.options.length + 2)
 
     def _forget(self) -> None:
         """There is no draft."""
@@ -190,7 +187,7 @@ class Draft(Lazy):
             if len(known) < len(singles):
                 return 0  # a plain step measures everybody
             self._drafter = min(known, key=known.__getitem__)
-            self._crew.members[self._drafter].keep_rows(self.options.length + 2)
+            self._keep_rows()
             return 0
         if not self.options.adapt:
             return self.options.length

@@ -157,6 +157,23 @@ class ConfigError(LogitfuseError, ValueError):
         self.key = key
 
 
+class TimeLimitError(LogitfuseError):
+    """A prompt could not be read, or a text not be scored, within the time limit of its request.
+
+    Attributes
+    ----------
+    seconds : float
+        The limit.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the prompt could not be read within {seconds:g} seconds; give a shorter one, or "
+            "raise the time limit"
+        )
+        self.seconds = seconds
+
+
 class BusyError(LogitfuseError):
     """A request that cannot be taken now.
 

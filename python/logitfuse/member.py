@@ -165,6 +165,11 @@ class Member:
         return tuple(self._cache.tokens)
 
     @property
+    def last_token(self) -> int:
+        """The last token in the KV cache."""
+        return self._cache.tokens[-1]
+
+    @property
     def stats(self) -> MemberStats:
         """What the member did since these figures were put in place."""
         return self._cache.stats
@@ -231,7 +236,7 @@ class Member:
     def rest(self) -> None:
         """The answer has ended: nothing but its tokens is needed any more."""
         self.context.drop_branches()
-        self._cache.rows.lost()
+        self._cache.rest()
         self.context.rest()
 
     def borrow(self, other: Member, n_tokens: int) -> None:
@@ -374,7 +379,7 @@ class Member:
         return self._cache.rows.after(self.n_tokens - 1)
 
     def keep_rows(self, n: int) -> None:
-        """Remember the rows of the last `n` places that the cache has been brought to."""
+        """Remember the rows of the last `n` places that the cache is brought to, until `rest`."""
         self._cache.reserve(n)
 
     def advance(self, reply: bytes, pending: Sequence[bytes] = ()) -> bool:

@@ -129,7 +129,7 @@ class TwoRows:
     def _read(self, two: bool, reply: bytes) -> None:
         before = self.member.row_before() if two else None
         allowed = earlier = None
-        last = self.member.tokens[-1]
+        last = self.member.last_token
         if self._allowed is not None:
             allowed = self._allowed(reply)
             unit = self.member.vocab.token_bytes(last)

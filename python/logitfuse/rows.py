@@ -22,17 +22,29 @@ class KeptRows:
     def __init__(self, context: LlamaContext) -> None:
         self._context = context
         self._pinned = np.empty(context.model.n_vocab, np.float32)
-        self._pinned_at = -1
-        self.reserve(_COPIES)
+        self._reset(_COPIES)
+        self.clear()
+
+    def _reset(self, copies: int) -> None:
+        """Have places for so many copies, and no copy."""
+        self._copies = np.empty((copies, self._context.model.n_vocab), np.float32)
+        self._at = [-1] * copies  # how many tokens each copy has seen
 
     def reserve(self, copies: int) -> None:
-        """Keep so many copies from now on, and none of the old ones."""
-        self._copies = np.empty((max(copies, _COPIES), self._context.model.n_vocab), np.float32)
-        self.clear()
+        """Keep so many copies from now on; the latest ones stay."""
+        rows, at = self._copies, self._at
+        copies = max(copies, _COPIES)
+        if copies == len(rows):
+            return
+        self._reset(copies)
+        for n in sorted(at)[-copies:]:
+            if n >= 0:
+                np.copyto(self._copies[n % copies], rows[n % len(rows)])
+                self._at[n % copies] = n
 
     def clear(self) -> None:
         """Forget them all."""
-        self._at = [-1] * len(self._copies)  # how many tokens each copy has seen
+        self._at = [-1] * len(self._copies)
         self._pinned_at = -1
         self.lost()
 

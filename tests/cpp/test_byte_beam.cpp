@@ -198,6 +198,24 @@ TEST_CASE("units of two members, by hand") {
   CHECK(search.unit(search.draw(0.6)) == "bc");
 }
 
+TEST_CASE("a beam at rest is dead, and begins again as if new") {
+  ByteBeam beam(trie_of(support::vocab_of({{"a"}, {"ab"}, {"b"}, {"", TokenKind::end}})),
+                logitfuse::BeamOptions{0.01, 4});
+  const Row row = logs({0.4F, 0.3F, 0.2F, 0.1F});
+  std::vector<std::vector<double>> beliefs;
+  for (int round = 0; round < 2; ++round) {
+    beam.begin();
+    feed(beam, row);
+    push(beam, "a", row);
+    beliefs.push_back(next(beam));
+    beam.rest();
+    CHECK(beam.dead());
+    CHECK(beam.wanted().empty());
+    CHECK(beam.dropped().empty());
+  }
+  CHECK(beliefs[0] == beliefs[1]);
+}
+
 TEST_CASE("searches of random members do nothing that sanitizers mind") {
   std::mt19937 random(7);
   for (int round = 0; round < 30; ++round) {

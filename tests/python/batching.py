@@ -11,10 +11,19 @@ from typing import Any
 
 from lockstep import PROMPT
 from logitfuse.batching import Batcher, Done, Event, Job, Ticket
-from logitfuse.config import FuseConfig, parse_config
+from logitfuse.config import FuseConfig, build, parse_config
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Chunk, Request, Step
 
+#: Of different lengths, scripts and kinds.
+PROMPTS = [
+    PROMPT,
+    "def quicksort(values):\n    ",
+    "Київ — це місто, де",
+    "The history of the harbour begins with",
+    "1 2 3 4 5 6 7",
+    "a",
+]
 WAIT = 30.0  # seconds; far more than any answer of a tiny model takes
 
 
@@ -106,3 +115,13 @@ def together(asks: Sequence[Callable[[], Heard]]) -> list[Heard]:
     """Ask all at once, and wait for all."""
     heard = [one() for one in asks]
     return [one.wait() for one in heard]
+
+
+def alone(config: FuseConfig, request: Request) -> tuple[str, str | None]:
+    """What an ensemble of its own says."""
+    engine = build(config)
+    try:
+        chunks = list(engine.stream(request))
+    finally:
+        engine.close()
+    return "".join(chunk.text for chunk in chunks), chunks[-1].finish_reason

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import llama_cpp.llama_cpp as lib
 import models
 import pytest
 from hypothesis import settings
@@ -94,6 +95,36 @@ def gemma3_path() -> Path:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models by name, see `RECIPES`."""
     return TinyModels(tmp_path_factory.mktemp("tiny_models"))
+
+
+@pytest.fixture(scope="session")
+def wide_models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Tiny models to which the size of a batch makes next to no difference; see `float_cells`."""
+    folder = tmp_path_factory.mktemp("wide_models")
+    names = ("gpt2", "llama-spm", "smol", "qwen2", "mamba", "lfm2")
+    return {
+        name: write_tiny(
+            folder / f"{name}.gguf", RECIPES[name].vocab(), **RECIPES[name].options, wide=True
+        )
+        for name in names
+    }
+
+
+@pytest.fixture
+def float_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are float32, without flash attention: a batch changes logits by 1e-6.
+
+    llama.cpp sums in another order where it multiplies several tokens at once.  Rounded to float16,
+    such a difference grows to 1e-2, and texts part at near ties.
+    """
+    defaults = lib.llama_context_default_params
+
+    def wide() -> Any:
+        params = defaults()
+        params.type_k = params.type_v = lib.GGML_TYPE_F32
+        return params
+
+    monkeypatch.setattr(lib, "llama_context_default_params", wide)
 
 
 @pytest.fixture(params=_core.available_isas())

@@ -186,6 +186,10 @@ class TestProblems:
                 errors.ContextLengthError(member="a", n_tokens=9, n_ctx=8),
                 *(400, "invalid_request_error", "context_length_exceeded", None),
             ),
+            (
+                errors.TimeLimitError(5),
+                *(400, "invalid_request_error", "time_limit_exceeded", None),
+            ),
             (errors.PromptError("x"), 400, "invalid_request_error", None, None),
             (errors.ConfigError("x", key="n"), 400, "invalid_request_error", None, "n"),
             (errors.FusionError("x"), 400, "invalid_request_error", None, None),

@@ -323,7 +323,7 @@ WITH_MODELS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"primary": "nobody"}, "no member 'nobody' with weight; there are 'smol'", "primary"),
     ({"schedule": "draft", "drafter": "nobody"}, "no member 'nobody'", "drafter"),
     ({"primary": "gemma3", "weights": [1, 0]}, "no member 'gemma3' with weight", "primary"),
-    ({"schedule": "draft", "draft_length": 512}, "does not fit a context of 512", "length"),
+    ({"schedule": "draft", "draft_length": 512}, "must lie in 1..64, not 512", "length"),
     ({"preset": "cp-delta"}, "needs members with one tokenizer", "preset"),
     ({"preset": "contrastive"}, "needs members with one tokenizer", "preset"),
     ({"beam": 9}, "a beam of 9 needs members with 18 branches", "width"),

@@ -26,6 +26,8 @@ from lockstep import (
 from logitfuse import _core
 from logitfuse.beam import Beam
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, PromptError
+from logitfuse.llama import NO_ROOM
+from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
 from logitfuse.strategies.base import Request
 from logitfuse.strategies.bytes import Bytes
@@ -331,6 +333,33 @@ class TestRoom:
             assert said.finish == "length"
             assert len(said.units) > 5
             check(answer(ensemble, sampling, max_tokens=3))  # and the next one is well
+
+    def test_no_cells_are_left(self, wide_models):
+        """Paths that part have cells of their own; the next answer does not count on lost ones."""
+        member = Member(wide_models["gpt2"], n_threads=1, n_branches=16, n_ctx=256)
+        prompt = "Once upon a time"
+        engine, codes = Bytes([member], prune=1e-4), []
+        decode = member.context.decode_branches
+
+        def noting(*args):
+            codes.append(decode(*args))
+            return codes[-1]
+
+        member.context.decode_branches = noting
+        try:
+            for seed in range(30):
+                said = answer(engine, pure(seed), prompt=prompt, max_tokens=None, ignore_end=True)
+                if codes[-1] == NO_ROOM:
+                    break
+        finally:
+            del member.context.decode_branches
+        assert codes[-1] == NO_ROOM
+        assert said.finish == "length"
+        texts = []
+        for _ in range(2):
+            texts.append(answer(engine, GREEDY, prompt=prompt + said.text, max_tokens=8).text)
+            member.reset()
+        assert texts[0] == texts[1]
 
     @pytest.mark.parametrize("n", [240, 254, 255, 256, 300])
     def test_prompts_without_room(self, load_branching, n):

@@ -378,6 +378,24 @@ class TestAlongside:
         assert re.fullmatch("[\U00040000-\U0007ffff]a", said.text)
         assert not said.steps[0].member_logprobs[1] > -math.inf
 
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("strategy", ["mix", "primary", "certain"])
+    def test_who_cannot_spell_it_is_not_asked_alone(
+        self, load: Load, strategy: str, seed: int
+    ) -> None:
+        """Whoever is drawn, or asked first, somebody else can go on."""
+        members = [load("smol"), load("gpt2")]
+        sampling = PURE.model_copy(update={"seed": seed})
+        if strategy == "mix":
+            ensemble: Engine = Mix(members)
+        elif strategy == "certain":
+            ensemble = Fuse(members, weights=[0.7, 0.3], solo=Certain(), schedule="lazy")
+            sampling = GREEDY
+        else:
+            ensemble = Fuse(members, solo=Primary(), primary="smol", schedule="lazy")
+        said = answer(ensemble, sampling, constraint=untried("regex", "[\U00040000-\U0007ffff]a"))
+        assert re.fullmatch("[\U00040000-\U0007ffff]a", said.text)
+
     @pytest.mark.parametrize(
         "strategy", ["linear", "log-linear", "mix", "bytes", "canonical bytes"]
     )

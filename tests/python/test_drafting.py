@@ -176,9 +176,9 @@ class TestEstimates:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("options", [{"length": 0}, {"length": -1}])
+    @pytest.mark.parametrize("options", [{"length": 0}, {"length": -1}, {"length": 65}])
     def test_numbers(self, options: dict[str, int]) -> None:
-        with pytest.raises(ConfigError, match="at least 1, not") as caught:
+        with pytest.raises(ConfigError, match=r"must lie in 1\.\.64, not") as caught:
             DraftOptions(**options)
         assert caught.value.key in options
 
@@ -189,7 +189,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "key"),
         [
-            ({"schedule": "draft", "draft": DraftOptions(length=10**6)}, "length"),
             ({"schedule": "draft", "draft": DraftOptions(drafter="x")}, "drafter"),
             ({"draft": DraftOptions()}, "schedule"),
         ],

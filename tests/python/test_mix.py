@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -116,15 +115,15 @@ class TestSteps:
 
     def test_nobody_speaks_about_a_text_it_does_not_believe_in(self, load: Load) -> None:
         class Watched(Mix):
-            def _draw(self) -> Any:
-                drawn, voter = super()._draw()
+            def _draw(self, reply: ReplyText) -> list[float]:
+                votes = super()._draw(reply)
                 believers = [
                     i
                     for i, v in zip(self._running, self._schedule.look(self._running), strict=True)
                     if not v.stalled and v.boundary >= 0.5
                 ]
-                checked.append((drawn in believers, bool(believers)))
-                return drawn, voter
+                checked.append((votes.index(1.0) in believers, bool(believers)))
+                return votes
 
         checked: list[tuple[bool, bool]] = []
         answer(Watched([load("gpt2"), load("llama-spm"), load("smol")]), SEEDED, max_tokens=80)

@@ -110,6 +110,9 @@ class ByteBeam {
   /// The share of the waiting paths.
   double waiting() const;
 
+  /// Forgets the text and frees the memory of its rows; the beam is dead until `begin`.
+  void rest();
+
   /// No hypothesis is left: the member cannot spell the text (or gave it no probability).
   bool dead() const { return live_.empty(); }
   std::span<const Wanted> wanted() const { return wanted_; }

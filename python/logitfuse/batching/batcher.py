@@ -6,7 +6,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -41,12 +40,16 @@ class Job:
         It is scored (see `Engine.score`); by default the request is answered.
     after : Ticket, optional
         Begin when this one's prompt has been read, to share it.
+    prompts : mapping of int to Prompt, optional
+        The request's prompt as `Engine.render` gives it, if that has been done: it takes time, in
+        which the batcher answers nobody.
     """
 
     config: FuseConfig
     request: Request
     text: str | bytes | None = None
     after: Ticket | None = None
+    prompts: Mapping[int, Prompt] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,9 @@ class Done:
     Attributes
     ----------
     stats : RunStats
-    cached_tokens : int
-        Of the first member's prompt, which did not have to be decoded.
     """
 
     stats: RunStats
-    cached_tokens: int
 
 
 #: A piece of an answer; a step of a text that is scored; the end; or what went wrong, an end too.
@@ -76,6 +76,8 @@ class Ticket:
         self.job = job
         self._listener = listener
         self.task = Task()
+        #: Of its prompt, as far as that is known; those of the member that has most.
+        self.n_tokens = max((len(p.tokens) for p in (job.prompts or {}).values()), default=0)
         #: Its prompt has been read, or it has ended.
         self.begun = threading.Event()
 
@@ -107,6 +109,9 @@ class Batcher:
         grows with it.
     queue : int
         How many may wait besides.
+    queue_tokens : int, optional
+        How many prompt tokens all may have together that are answered or wait, of those that were
+        rendered before.
 
     Raises
     ------
@@ -118,13 +123,23 @@ class Batcher:
     products of quantised weights depend on how many tokens are decoded at once.
     """
 
-    def __init__(self, configs: Sequence[FuseConfig], *, slots: int = 4, queue: int = 64) -> None:
+    def __init__(
+        self,
+        configs: Sequence[FuseConfig],
+        *,
+        slots: int = 4,
+        queue: int = 64,
+        queue_tokens: int | None = None,
+    ) -> None:
         if slots < 1:
             raise ConfigError(f"slots must be at least 1, not {slots}", key="slots")
         for config in configs:
             check_parts(config)
         self.configs = tuple(configs)
         self.queue = queue
+        self.queue_tokens = queue_tokens
+        #: Why nothing will ever be answered again.
+        self.failed: BaseException | None = None
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
         self._running: set[Ticket] = set()
@@ -195,19 +210,25 @@ class Batcher:
         ticket = Ticket(job, listener)
         with self._lock:
             if self._closing:
-                raise BusyError(
-                    "the server is shutting down", retry_after=_RETRY_AFTER, closing=True
-                )
+                raise self._shutting_down()
             self._waiting = deque(t for t in self._waiting if not t.task.cancelled)
-            if len(self._waiting) >= self.queue + max(0, self.slots - len(self._running)):
-                raise BusyError(
-                    f"{len(self._running)} requests are being answered and {len(self._waiting)} "
-                    "wait; come again later",
-                    retry_after=_RETRY_AFTER,
-                )
+            self._require_room(ticket)
             self._waiting.append(ticket)
         self._conductor.post(self._admit)
         return ticket
+
+    def _require_room(self, ticket: Ticket) -> None:
+        """Send somebody away for whom there is no room."""
+        running, waiting = tuple(self._running), len(self._waiting)
+        who = f"{len(running)} requests are being answered and {waiting} wait"
+        if waiting >= self.queue + max(0, self.slots - len(running)):
+            raise BusyError(f"{who}; come again later", retry_after=_RETRY_AFTER)
+        held = sum(other.n_tokens for other in (*running, *self._waiting))
+        if self.queue_tokens is not None and held and held + ticket.n_tokens > self.queue_tokens:
+            raise BusyError(
+                f"{who}, with prompts of {held} tokens; come again later, or with a shorter prompt",
+                retry_after=_RETRY_AFTER,
+            )
 
     def drain(self) -> None:
         """Accept nothing more; what runs goes on, what waits is sent away."""
@@ -239,6 +260,7 @@ class Batcher:
             self._conductor.run()
         except BaseException as error:
             _log.exception("the batcher has failed")
+            self.failed = error
             self.drain()
             for ticket in tuple(self._running):
                 ticket.tell(LogitfuseError(f"the batcher has failed, start it anew: {error!r}"))
@@ -256,11 +278,14 @@ class Batcher:
                 ticket.tell(error)
                 continue
             self._running.add(ticket)
+            if self._stopping:  # after `close` has cancelled those that ran
+                ticket.cancel()
             self._conductor.start(partial(self._work, ticket, slot, prompts), ticket.task)
 
     def _next(self) -> Ticket | None:
         """The first that need not wait for another."""
         with self._lock:
+            self._waiting = deque(t for t in self._waiting if not t.task.cancelled)
             for ticket in self._waiting:
                 first = ticket.job.after
                 if first is None or first.begun.is_set() or first.task.cancelled:
@@ -273,29 +298,14 @@ class Batcher:
         engine = self.engine(job.config)
         if job.text is not None:
             return self._slots.take(engine, {}), None
-        prompts = engine.render(job.request.prompt)
+        prompts = engine.render(job.request.prompt) if job.prompts is None else job.prompts
         tokens = {i: prompt.tokens for i, prompt in prompts.items()}
         return self._slots.take(engine, tokens), prompts
 
     def _work(self, ticket: Ticket, slot: Slot, prompts: Mapping[int, Prompt] | None) -> None:
         """Do a job; runs as a task."""
-        job = ticket.job
         try:
-            engine = slot.engine(job.config)
-            stream = (
-                engine.stream(job.request, prompts)
-                if job.text is None
-                else engine.score(job.request, job.text)
-            )
-            with closing(stream):
-                for event in stream:
-                    begins = not ticket.begun.is_set()
-                    ticket.tell(event)
-                    if ticket.task.cancelled:
-                        return
-                    if begins:
-                        self._admit()  # those who wait for this prompt
-            ticket.tell(Done(engine.stats, engine.members[0].stats.reused_tokens))
+            self._do(ticket, slot, prompts)
         except Cancelled:
             pass
         except Exception as error:  # whatever it is: the others go on
@@ -307,3 +317,28 @@ class Batcher:
             self._admit()
             if self._stopping:
                 self._stop_if_idle()
+
+    def _do(self, ticket: Ticket, slot: Slot, prompts: Mapping[int, Prompt] | None) -> None:
+        """Do a job, and tell all about it."""
+        job = ticket.job
+        ticket.task.limit(job.request.time_limit)
+        engine = slot.engine(job.config)
+        stream = (
+            engine.stream(job.request, prompts)
+            if job.text is None
+            else engine.score(job.request, job.text)
+        )
+        try:
+            for event in stream:
+                begins = not ticket.begun.is_set()
+                ticket.tell(event)
+                if ticket.task.cancelled:
+                    return
+                if begins and job.text is None:
+                    ticket.task.limit(None)  # an answer ends by itself
+                if begins:
+                    self._admit()  # those who wait for this prompt
+            ticket.tell(Done(engine.stats))
+        finally:
+            stream.close()
+            engine.rest()

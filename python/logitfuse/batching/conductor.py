@@ -9,7 +9,9 @@ overwritten while somebody reads it, and nothing needs a lock: tasks run only wh
 from __future__ import annotations
 
 import itertools
+import math
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +21,13 @@ from typing import Any, TypeAlias
 
 from greenlet import getcurrent, greenlet
 
-from logitfuse.llama import LlamaDecoder, Piece
+from logitfuse.errors import TimeLimitError
+from logitfuse.llama import NO_ROOM, LlamaDecoder, Piece
 
 #: Pieces of so many tokens and less are steps of replies, longer ones are prompts.
 _STEP = 16
 #: Prompt tokens per round while others are answered: these wait no longer than for a few steps.
 _SLICE = 32
-#: What `llama_decode` returns where the cells are all taken.
-_NO_ROOM = 1
 
 #: Frees cells of a decoder; False: there are none to be freed.
 MakeRoom: TypeAlias = Callable[[LlamaDecoder], bool]
@@ -44,7 +45,7 @@ class Task:
     age : int
         Older ones have smaller numbers.
     cancelled : bool
-        It ends where it would next have a piece of a prompt decoded.
+        It ends before it would next have tokens of its text decoded.
     """
 
     _ages = itertools.count()
@@ -52,6 +53,24 @@ class Task:
     def __init__(self) -> None:
         self.age = next(self._ages)
         self.cancelled = False
+        self.limit(None)
+
+    def limit(self, seconds: float | None) -> None:
+        """Let it end likewise after so many seconds from now; None: it may take its time."""
+        self._seconds = math.inf if seconds is None else seconds
+        self._deadline = time.monotonic() + self._seconds
+
+    def check(self) -> None:
+        """See whether it may go on.
+
+        Raises
+        ------
+        Cancelled, TimeLimitError
+        """
+        if self.cancelled:
+            raise Cancelled
+        if time.monotonic() > self._deadline:
+            raise TimeLimitError(self._seconds)
 
 
 @dataclass(eq=False)
@@ -109,17 +128,17 @@ class Conductor:
     def run(self) -> None:
         """Run tasks until `stop` is called."""
         self._hub = getcurrent()
-        while True:
-            self._run_ready()
-            if self._stopped:
-                break
-            if any(desk.waiting for desk in self._desks.values()):
-                self._run_round()
-                self._take_calls()
-            else:
-                self._calls.get()()  # nothing to do until somebody wants something
-        for desk in self._desks.values():
-            desk.thread.shutdown()
+        try:
+            while not self._stopped:
+                if any(desk.waiting for desk in self._desks.values()):
+                    self._run_round()
+                    self._take_calls()
+                else:
+                    self._calls.get()()  # nothing to do until somebody wants something
+                self._run_ready()
+        finally:
+            for desk in self._desks.values():
+                desk.thread.shutdown()
 
     def stop(self) -> None:
         """Let `run` return after this round; tasks that still wait are forgotten."""
@@ -201,10 +220,10 @@ class Conductor:
 
         Raises
         ------
-        Cancelled
+        Cancelled, TimeLimitError
+            It has no business to go on.
         """
-        if self._tasks[getcurrent()].cancelled:
-            raise Cancelled
+        self._tasks[getcurrent()].check()
         alone = len(set(self._tasks.values())) == 1
         return decoder.n_batch if alone else min(_SLICE, decoder.n_batch)
 
@@ -221,17 +240,21 @@ class Conductor:
 
     @staticmethod
     def _choose(desk: _Desk) -> list[_Wait]:
-        """Who is in the next batch: all steps, then prompts, the oldest first."""
-        room = desk.decoder.n_batch
+        """Who is in the next batch: the oldest prompt, all steps, then more prompts by age.
+
+        What finds no room is among the first the next time, so everybody gets on.
+        """
         prompts = sorted((w for w in desk.waiting if len(w) > _STEP), key=lambda w: w.task.age)
-        chosen = []
+        chosen = prompts[:1]
+        read = sum(map(len, chosen))
+        room = desk.decoder.n_batch - read
         for wait in (w for w in desk.waiting if len(w) <= _STEP):
             if len(wait) <= room:
                 chosen.append(wait)
                 room -= len(wait)
-        if chosen:
-            room = min(room, _SLICE)  # they shall not wait long for the prompts of others
-        for wait in prompts:
+        if len(chosen) > len(prompts[:1]):
+            room = min(room, _SLICE - read)  # steps shall not wait long for the prompts of others
+        for wait in prompts[1:]:
             if len(wait) > room:
                 break
             chosen.append(wait)
@@ -253,7 +276,7 @@ class Conductor:
     def _try(self, decoder: LlamaDecoder, pieces: Sequence[Piece]) -> int | Exception:
         try:
             code = decoder.decode(pieces)
-            while code == _NO_ROOM and self.make_room(decoder):
+            while code == NO_ROOM and self.make_room(decoder):
                 code = decoder.decode(pieces)
         except Exception as error:
             return error

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from logitfuse.assembly import assemble
 from logitfuse.batching.conductor import Conductor
@@ -29,14 +30,29 @@ _GRAIN = 256
 _ENGINES = 8
 
 
+class Seat(NamedTuple):
+    """A member of an ensemble; ensembles that have it in common share its model.
+
+    Attributes
+    ----------
+    entry : MemberConfig
+        Its weight means nothing.
+    twins : int
+        How many members before it are described alike; each has a model of its own.
+    """
+
+    entry: MemberConfig
+    twins: int
+
+
 @dataclass(frozen=True, eq=False)
 class SharedModel:
     """A model that all slots share.
 
     Attributes
     ----------
-    entry : MemberConfig
-        Where it came from; its weight means nothing.
+    seat : Seat
+        Whom it serves.
     name : str
     vocab : Vocab
     decoder : LlamaDecoder
@@ -44,7 +60,7 @@ class SharedModel:
         Most tokens of one text.
     """
 
-    entry: MemberConfig
+    seat: Seat
     name: str
     vocab: Vocab
     decoder: LlamaDecoder
@@ -66,12 +82,11 @@ def load(configs: Sequence[FuseConfig], slots: int, sequences: int) -> list[Shar
     ------
     ModelError, UnsupportedTokenizerError
     """
-    entries: list[MemberConfig] = []
-    for config in configs:
-        entries += [seat for seat in seats(config) if seat not in entries]
+    wanted = list(dict.fromkeys(seat for config in configs for seat in seats(config)))
     models: list[SharedModel] = []
     try:
-        for entry in entries:
+        for seat in wanted:
+            entry = seat.entry
             options = entry.model_dump(include={"n_gpu_layers", "main_gpu", "use_mmap", "repack"})
             model, vocab = open_model(locate(entry), **options)
             n_ctx = -(-model.default_n_ctx(entry.n_ctx) // _GRAIN) * _GRAIN
@@ -80,11 +95,11 @@ def load(configs: Sequence[FuseConfig], slots: int, sequences: int) -> list[Shar
                 n_cells=slots * n_ctx,
                 n_sequences=slots * sequences,
                 n_batch=entry.n_batch,
-                n_threads=entry.n_threads or max(1, cores() // len(entries)),
+                n_threads=entry.n_threads or max(1, cores() // len(wanted)),
                 flash_attn=entry.flash_attn,
             )
             name = entry.name or model.path.stem
-            models.append(SharedModel(entry, name, vocab, decoder, n_ctx))
+            models.append(SharedModel(seat, name, vocab, decoder, n_ctx))
     except BaseException:
         unload(models)
         raise
@@ -98,9 +113,10 @@ def unload(models: Sequence[SharedModel]) -> None:
         model.decoder.model.close()
 
 
-def seats(config: FuseConfig) -> list[MemberConfig]:
-    """The members of an ensemble without their weights: what tells models apart."""
-    return [entry.model_copy(update={"weight": 1.0}) for entry in config.member]
+def seats(config: FuseConfig) -> list[Seat]:
+    """The seats of an ensemble's members."""
+    entries = [entry.model_copy(update={"weight": 1.0}) for entry in config.member]
+    return [Seat(entry, entries[:k].count(entry)) for k, entry in enumerate(entries)]
 
 
 class Slot:
@@ -157,7 +173,7 @@ class Slot:
         with self._lock:
             engine = self._engines.pop(key, None)
             if engine is None:
-                known = [model.entry for model in self._models]
+                known = [model.seat for model in self._models]
                 engine = assemble(config, [self.members[known.index(s)] for s in seats(config)])
                 engine.join = self._conductor.join
             self._engines[key] = engine  # the last one used is the last one

@@ -9,10 +9,11 @@ from llama_cpp import Llama
 
 from logitfuse.llama.backend import backend_info, last_log
 from logitfuse.llama.context import LlamaContext
-from logitfuse.llama.decoder import LlamaDecoder, Piece, Row
+from logitfuse.llama.decoder import NO_ROOM, LlamaDecoder, Piece, Row
 from logitfuse.llama.model import LlamaModel, render_template
 
 __all__ = [
+    "NO_ROOM",
     "Llama",
     "LlamaContext",
     "LlamaDecoder",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -36,7 +36,7 @@ class LlamaContext:
     Attributes
     ----------
     slice_size : callable
-        How many tokens the next piece of a long prompt may have.
+        How many tokens the next slice of a long prompt may have.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class LlamaContext:
         Parameters
         ----------
         tokens : sequence of int
-            Valid ids, at least one; ``start + len(tokens) <= n_ctx``.
+            Valid ids, 1 to `n_batch`; ``start + len(tokens) <= n_ctx``.  See `slices`.
         start : int
             Must be the number of tokens in the cache.
         outputs : int
@@ -146,18 +146,30 @@ class LlamaContext:
             raise ValueError(f"{n} tokens at {start} do not fit n_ctx={self.n_ctx}")
         if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
             raise ValueError(f"token ids must lie in 0..{self.model.n_vocab - 1}")
+        positions = np.arange(start, start + n)
+        return self._run(Piece(tokens, positions, self._trunk, outputs))
+
+    def slices(self, n: int, outputs: int) -> Iterator[tuple[int, int]]:
+        """How to decode `n` tokens, of which the last `outputs` get rows.
+
+        Yields
+        ------
+        begin, end : int
+            The first slice, the next one when that has been decoded, and so on.
+
+        Raises
+        ------
+        BaseException
+            Of `slice_size`: nobody wants the rest any more.
+        """
         begin, first_output = 0, n - outputs
         while begin < n:
             end = min(n, begin + self.slice_size())
             if first_output < end < n:
                 # The rows that are wanted must come from one call: the next one overwrites them.
                 end = first_output if begin < first_output else n
-            positions = np.arange(start + begin, start + end)
-            rows = max(0, end - max(begin, first_output))
-            if code := self._run(Piece(tokens[begin:end], positions, self._trunk, rows)):
-                return code
+            yield begin, end
             begin = end
-        return 0
 
     def decode_branches(
         self, tokens: Sequence[int], positions: Sequence[int], branches: Sequence[int]

@@ -16,6 +16,9 @@ from logitfuse.errors import ModelLoadError
 from logitfuse.llama.backend import call_aside, forget_log, last_log
 from logitfuse.llama.model import LlamaModel
 
+#: What `LlamaDecoder.decode` returns where the cells are all taken.
+NO_ROOM = 1
+
 #: One raw logits row, float32 ``[n_vocab]``; a view that the next decode overwrites.
 Row = NDArray[np.float32]
 
@@ -159,7 +162,7 @@ class LlamaDecoder:
         Returns
         -------
         int
-            llama.cpp's return code; 0 is success.  With 1 (no room) nothing has changed.
+            llama.cpp's return code; 0 is success.  With `NO_ROOM` nothing has changed.
         """
         for piece in self._last:
             if piece.held:

@@ -21,6 +21,12 @@ class Settings(BaseModel):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     parallel: int = Field(4, ge=1, description="Requests that are answered at once.")
     queue: int = Field(64, ge=0, description="Requests that may wait; more are sent away (429).")
+    queue_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Prompt tokens that all requests may have which are answered or wait; more are "
+        "sent away (429).",
+    )
     api_key: list[str] = Field(
         default_factory=list, description="Key that requests must bring (Bearer); repeat it."
     )

@@ -72,9 +72,16 @@ class State:
     @property
     def status(self) -> str:
         """Of the server, in a word or two."""
+        if self.failure is not None:
+            return "failed"
         if self.draining:
             return "shutting down"
         return "loading model" if self._api is None else "ok"
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing will ever be answered again."""
+        return None if self._api is None else self._api.batcher.failed
 
     @property
     def api(self) -> Api:
@@ -83,9 +90,9 @@ class State:
         Raises
         ------
         ProblemError
-            The models are being loaded, or the server is shutting down (503).
+            The models are being loaded, or the server is shutting down or has failed (503).
         """
-        if self._api is None or self.draining:
+        if self._api is None or self.status != "ok":
             problem = Problem(
                 503,
                 f"the server cannot answer now: {self.status}",

@@ -169,6 +169,11 @@ class Bytes(Engine):
         self._votes: list[float] = []  # of the present step
         self._symbol = -1  # of the present step, in the search
 
+    def rest(self) -> None:
+        """See `Engine.rest`."""
+        for reader in self._readers:
+            reader.core.rest()
+
     # -- one answer ---------------------------------------------------------------------------
 
     def _prefill(self, request: Request, sampler: _core.Sampler) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from logitfuse import _core, chat
+from logitfuse import _core
 from logitfuse.alignment import align
 from logitfuse.errors import ConfigError, ContextLengthError, FusionError, MemberError
-from logitfuse.evidence import spans_of
 from logitfuse.guide import Guide, guide_for
 from logitfuse.member import Member
 from logitfuse.pooling import PoolName
@@ -31,11 +29,10 @@ from logitfuse.strategies.base import (
     Step,
     StepStream,
 )
+from logitfuse.strategies.prompts import render
 from logitfuse.strategies.stats import RunStats
-from logitfuse.text import ReplyText, from_character, valid_text
+from logitfuse.text import ReplyText, valid_text
 from logitfuse.weights import PromptEvidence
-
-_log = logging.getLogger("logitfuse")
 
 #: Where members decode that take turns, of all engines.  Each thread that calls OpenMP has a team
 #: of its own whose idle threads spin, and as soon as all teams have more threads than there are
@@ -100,7 +97,6 @@ class Engine(ABC):
         self._running = [i for i, weight in enumerate(self.weights) if weight]
         vocabs = [members[i].vocab for i in self._running]
         self._one_vocab = all(vocab == vocabs[0] for vocab in vocabs)
-        self._noticed: set[Member] = set()
         self._prompts: Mapping[int, Prompt] = {}
         #: The text that is scored; the members may read it ahead.
         self._ahead = b""
@@ -127,6 +123,9 @@ class Engine(ABC):
             thread.shutdown()
         for member in self.members:
             member.close()
+
+    def rest(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Keep no memory that only a reply needs; the next one begins as usual."""
 
     def stream(self, request: Request, prompts: Mapping[int, Prompt] | None = None) -> ChunkStream:
         """Answer a request, one chunk per step and a last one with the finish reason.
@@ -243,8 +242,14 @@ class Engine(ABC):
         started = time.perf_counter()
         self.stats = RunStats(votes=[0] * len(self.members), wins=[0] * len(self.members))
         self._guide = guide_for(request.constraint, self.members)
-        self._prompts = self.render(request.prompt) if prompts is None else prompts
+        if prompts is None:
+            prompts = self.render(request.prompt, document=bool(self._ahead))
+        self._prompts = prompts
+        first = self.members[self._running[0]].stats
+        before = first.decoded_tokens
         stops = self._prefill(request, sampler)
+        read = first.decoded_tokens - before
+        self.stats.cached_tokens = max(0, self.stats.prompt_tokens - read)
         self.stats.prefill_s = time.perf_counter() - started
         return stops
 
@@ -300,38 +305,25 @@ class Engine(ABC):
         """Bring a member to its prompt."""
         self.members[i].begin(self._prompts[i].tokens, score=self._reads_prompt)
 
-    def render(self, prompt: Any) -> dict[int, Prompt]:
+    def render(self, prompt: Any, *, document: bool = False) -> dict[int, Prompt]:
         """Every running member's own tokens for a prompt (see `Request.prompt`).
+
+        For any thread.
+
+        Parameters
+        ----------
+        prompt : str, bytes, sequence of int or of messages
+        document : bool
+            It may be empty: what follows is a text from its beginning on.
 
         Raises
         ------
         PromptError
             It is empty, malformed, or refused by a chat template.
         """
-        return {i: self._render(self.members[i], prompt) for i in self._running}
-
-    def _render(self, member: Member, prompt: Any) -> Prompt:
-        """A member's own tokens for the prompt, and what else ends its replies."""
-        if isinstance(prompt, str | bytes):
-            text = prompt.encode("utf-8", "surrogatepass") if isinstance(prompt, str) else prompt
-            if self._ahead and not text:  # a document that is scored from its beginning
-                return Prompt([member.opening], b"")
-            return Prompt(member.tokenize_prompt(text), text)
-        if all(isinstance(item, int) for item in prompt):
-            if self.alignment.identical and len(prompt):  # symbols are tokens
-                tokens = member.check_prompt(prompt)
-                return Prompt(tokens, member.vocab.join(tokens))
-            text = from_character(b"".join(self.alignment.spell(prompt)))
-            return Prompt(member.tokenize_prompt(text), text)
-        rendered = chat.render(member.model, prompt)
-        if rendered.plain and member not in self._noticed:
-            self._noticed.add(member)
-            _log.warning(
-                "%s has no chat template (a base model?): it reads a plain transcript", member.name
-            )
-        text = rendered.text.encode("utf-8", "surrogatepass")
-        tokens = member.tokenize_prompt(text)
-        return Prompt(tokens, text, rendered.stop, spans_of(chat.check_messages(prompt), text))
+        if document and isinstance(prompt, str | bytes) and not prompt:
+            return {i: Prompt([self.members[i].opening], b"") for i in self._running}
+        return {i: render(self.members[i], prompt, self.alignment) for i in self._running}
 
     def _evidence(self) -> list[PromptEvidence]:
         """How each member reads the prompt; of one that does not run, nothing is known."""

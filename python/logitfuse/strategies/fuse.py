@@ -91,7 +91,7 @@ class Fuse(TokenEngine):
     FusionError
         Bad weights, unknown pool.
     ConfigError
-        No members; unknown gate, schedule, primary or drafter; a draft that no context holds.
+        No members; unknown gate, schedule, primary or drafter.
     """
 
     def __init__(
@@ -185,14 +185,11 @@ class Fuse(TokenEngine):
             asked = self._ask_in_turn(primary, weights, reply, request)
         if asked is not None:
             return asked
-        voters = self._schedule.look(self._running)
-        given = self._gate(voters, [weights[i] for i in self._running])
-        votes = [0.0] * len(self.members)
-        for i, vote in zip(self._running, given, strict=True):
-            votes[i] = vote
+        voters = self._look()
+        votes = self._votes(self._gate, voters, weights)
         if self.pool.kind == "contrast":
             _keep_base(votes, weights)
-        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes, reply)
+        self._read(self._pool, voters, votes, reply)
         return _Asked(votes, primary)
 
     def _ask_primary(
@@ -203,7 +200,8 @@ class Fuse(TokenEngine):
         if weights[primary] <= 0 or voter.row is None or not self._able(voter):
             return None
         votes = [weight if i == primary else 0.0 for i, weight in enumerate(weights)]
-        self._read(self._row_pool, {primary: voter}, votes, reply)
+        if not self._reads(self._row_pool, {primary: voter}, votes, reply):
+            return None
         if not solo(RowFeatures(self._row_pool, len(self.alignment), voter.row)):
             return None
         if self._row_pool is not self._pool:
@@ -223,8 +221,7 @@ class Fuse(TokenEngine):
             (voters[i],) = self._schedule.look([i])
             missing -= weights[i]
             votes[i] = weights[i] if self._able(voters[i]) else 0.0
-            if sum(votes) > missing:
-                self._read(self._pool, voters, votes, reply)
+            if sum(votes) > missing and self._reads(self._pool, voters, votes, reply):
                 settled = self._pool.certain_without(missing)
                 if settled >= 0 and self._may_follow(reply, settled, request):
                     return _Asked(votes, primary, settled=True)

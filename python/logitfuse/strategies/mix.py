@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from logitfuse import _core
-from logitfuse.errors import ConfigError
+from logitfuse.errors import ConfigError, FusionError
 from logitfuse.gates import GATES, Voter, believes, has_row
 from logitfuse.member import Member
 from logitfuse.schedules import Lazy
@@ -74,10 +74,7 @@ class Mix(TokenEngine):
         return super()._prefill(request, sampler)
 
     def _step(self, reply: ReplyText, sampler: _core.Sampler, request: Request) -> Step:
-        speaker, voter = self._draw()
-        votes = [0.0] * len(self.members)
-        votes[speaker] = 1.0
-        self._read(self._pool, {speaker: voter}, votes, reply)
+        votes = self._draw(reply)
         step = self._make_step(*self._choose(reply, sampler, request), "led", request)
         with self.stats.sampling():
             sampler.accept(step.symbol)
@@ -89,25 +86,29 @@ class Mix(TokenEngine):
     ) -> Sequence[float]:
         """All of them: the distribution of what a drawn member says."""
         del sampler, request
-        voters = self._schedule.look(self._running)
-        gate = GATES["always" if self._one_vocab else "boundary"]
-        given = gate(voters, [self.weights[i] for i in self._running])
-        votes = [0.0] * len(self.members)
-        for i, vote in zip(self._running, given, strict=True):
-            votes[i] = vote
-        self._read(self._pool, dict(zip(self._running, voters, strict=True)), votes, reply)
+        voters = self._look()
+        votes = self._votes(
+            GATES["always" if self._one_vocab else "boundary"], voters, self.weights
+        )
+        self._read(self._pool, voters, votes, reply)
         return votes
 
-    def _draw(self) -> tuple[int, Voter]:
-        """Who speaks, and what it knows."""
+    def _draw(self, reply: ReplyText) -> list[float]:
+        """Draw who speaks, and let the pool read its row; returns the votes."""
         left = list(self._running)
         passed: dict[int, Voter] = {}
         while left:
             (drawn,) = self._random.choices(left, [self.weights[i] for i in left])
             (passed[drawn],) = self._schedule.look([drawn])
             if self._able(passed[drawn]):
-                return drawn, passed[drawn]
+                votes = self._alone(drawn)
+                if self._reads(self._pool, passed, votes, reply):
+                    return votes
             left.remove(drawn)
+        # Nobody believes in its last token, or who does can say nothing that is allowed.
         able = [i for i in self._running if has_row(passed[i])]
-        speaker = max(able, key=lambda i: (passed[i].boundary, self.weights[i]))
-        return speaker, passed[speaker]
+        for i in sorted(able, key=lambda i: (-passed[i].boundary, -self.weights[i], i)):
+            votes = self._alone(i)
+            if self._reads(self._pool, passed, votes, reply):
+                return votes
+        raise FusionError("no member can say anything that is allowed")

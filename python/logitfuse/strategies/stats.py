@@ -27,6 +27,8 @@ class RunStats:
         For every member: in how many fused steps the answer was its own best candidate.
     prompt_tokens : int
         Of the first member that runs.
+    cached_tokens : int
+        Of these: they did not have to be decoded.
     prefill_s : float
         The prompt.
     decode_s, sync_s, fuse_s, sample_s : float
@@ -41,6 +43,7 @@ class RunStats:
     votes: list[int] = field(default_factory=list)
     wins: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     sync_s: float = 0.0

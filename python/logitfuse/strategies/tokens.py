@@ -12,7 +12,7 @@ import numpy as np
 from logitfuse import _core
 from logitfuse.drafting import ReadAhead
 from logitfuse.errors import ConfigError, FusionError, PromptError
-from logitfuse.gates import Voter
+from logitfuse.gates import Gate, Voter
 from logitfuse.member import Member
 from logitfuse.pooling import TOP, PoolName, PoolOptions
 from logitfuse.projection import projection_for
@@ -211,9 +211,8 @@ class TokenEngine(Engine):
         def speak(
             i: int, voter: Voter, text: ReplyText, fork: _core.Sampler
         ) -> tuple[int, bytes] | None:
-            votes = [float(k == i) for k in range(len(self.members))]
             try:
-                self._read(self._pool, {i: voter}, votes, text)
+                self._read(self._pool, {i: voter}, self._alone(i), text)
                 fused, index = self._choose(text, fork, request)
             except FusionError:  # the step itself says so, if it comes to that
                 return None
@@ -303,6 +302,40 @@ class TokenEngine(Engine):
             tuple((bytes_of(symbol), logprob) for symbol, logprob in self._pool.best_of(i, n))
             for i in range(len(self.members))
         )
+
+    def _look(self) -> dict[int, Voter]:
+        """What all that run know at the end of the reply."""
+        return dict(zip(self._running, self._schedule.look(self._running), strict=True))
+
+    def _votes(
+        self, gate: Gate, voters: Mapping[int, Voter], weights: Sequence[float]
+    ) -> list[float]:
+        """The votes that a gate gives those that run."""
+        votes = [0.0] * len(self.members)
+        given = gate([voters[i] for i in self._running], [weights[i] for i in self._running])
+        for i, vote in zip(self._running, given, strict=True):
+            votes[i] = vote
+        return votes
+
+    def _alone(self, i: int) -> list[float]:
+        """The votes where only one member has one."""
+        return [float(k == i) for k in range(len(self.members))]
+
+    def _reads(
+        self,
+        pool: _core.Pool,
+        voters: Mapping[int, Voter],
+        votes: Sequence[float],
+        reply: ReplyText,
+    ) -> bool:
+        """See `_read`; False: those who vote can say nothing that is allowed."""
+        try:
+            self._read(pool, voters, votes, reply)
+        except FusionError as error:
+            if self._guide is None or error.member is not None:
+                raise
+            return False
+        return True
 
     def _read(
         self,
