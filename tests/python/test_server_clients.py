@@ -15,6 +15,7 @@ import httpx
 import pytest
 from logitfuse.batching import Batcher
 from logitfuse.errors import DecodeError
+from logitfuse.llama import LlamaDecoder
 from logitfuse.server import calls, connections, gate
 from logitfuse.strategies.fuse import Fuse
 from servers import (
@@ -77,6 +78,20 @@ class TestLeaving:
         until(lambda: served.batcher.active == 0)
         assert time.monotonic() - left < 0.5  # the answer takes more than a second
 
+    def test_what_was_read_is_counted(self, served: Served) -> None:
+        def counted() -> float:
+            lines = served.http.get("/metrics").text.splitlines()
+            name = 'logitfuse_prompt_tokens_total{model="pair"} '
+            return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+        before = counted()
+        n = served.ask(**SHORT)["usage"]["prompt_tokens"]
+        with served.connect() as client:
+            client.sendall(raw(LONG | {"stream": True}))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        until(served.is_idle)
+        assert counted() == before + 2 * n
+
     def test_in_the_queue(self, served: Served) -> None:
         working = occupy(served, SLOTS)
         waiting = occupy_more(served, QUEUE)
@@ -127,6 +142,38 @@ class TestCrowds:
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, prompts * 4)) == alone * 4
+
+    def test_longer_prompts_than_the_queue_holds(self, tiny_models: Mapping[str, Path]) -> None:
+        configs = ensembles(tiny_models)[2:]
+        with serving(lambda: Batcher(configs, slots=1, queue=8, queue_tokens=100)) as started:
+            working = occupy(started, 2)
+            response = started.http.post(TEXT, json=SHORT | {"prompt": "word " * 90})
+            error = error_of(response, 429)
+            assert "with a shorter prompt" in error["message"]
+            assert int(response.headers["retry-after"]) > 0
+            leave(working)
+            until(started.is_idle)
+            assert started.ask(**SHORT | {"prompt": "word " * 90})["choices"]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_prompts_that_take_too_long(
+        self, tiny_models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, stream: bool
+    ) -> None:
+        decode = LlamaDecoder.decode
+
+        def slowly(*given: Any) -> int:
+            time.sleep(0.2)
+            return decode(*given)
+
+        configs = ensembles(tiny_models)[2:]
+        body = {"prompt": "word " * 400, "stream": stream, "max_tokens": 1}
+        with serving(lambda: Batcher(configs, slots=2, queue=0), time_limit=0.6) as started:
+            working = occupy(started, 1)  # so that prompts are read in slices
+            monkeypatch.setattr(LlamaDecoder, "decode", slowly)
+            error = error_of(started.http.post(TEXT, json=body), 400)
+            assert error["code"] == "time_limit_exceeded"
+            assert "within 0.6 seconds" in error["message"]
+            leave(working)
 
     def test_who_waits_is_kept_alive(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(calls, "KEEP_ALIVE", 0.05)
