@@ -3,7 +3,7 @@
 Every slot has a context of its own in every member's decoder.  When its request ends, the tokens
 stay; a later prompt that begins with them goes on from there, or borrows its beginning from another
 slot, whose cells it then shares.  What was used least recently is overwritten, so the memory is
-that of ``slots * n_ctx`` tokens and no more.
+that of ``slots * n_ctx`` tokens, and a few for the paths of their ends, and no more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from logitfuse.vocab import Vocab
 
 #: llama.cpp rounds contexts up to multiples of so many tokens.
 _GRAIN = 256
+#: Cells of each branch besides: where paths of a text part, each has tokens of its own.
+_PARTED = 8
 #: Engines that a slot keeps: one for each ensemble, and for overrides that are asked for again.
 _ENGINES = 8
 
@@ -92,7 +94,7 @@ def load(configs: Sequence[FuseConfig], slots: int, sequences: int) -> list[Shar
             n_ctx = -(-model.default_n_ctx(entry.n_ctx) // _GRAIN) * _GRAIN
             decoder = LlamaDecoder(
                 model,
-                n_cells=slots * n_ctx,
+                n_cells=slots * (n_ctx + _PARTED * (sequences - 1)),
                 n_sequences=slots * sequences,
                 n_batch=entry.n_batch,
                 n_threads=entry.n_threads or max(1, cores() // len(wanted)),
