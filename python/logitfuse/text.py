@@ -43,6 +43,50 @@ def from_character(raw: bytes) -> bytes:
     return raw.lstrip(_INSIDE)
 
 
+class _Stop:
+    """How much of a stop string a growing text ends with (Knuth, Morris & Pratt 1977).
+
+    Every byte costs a few comparisons, however long the string is.
+
+    Parameters
+    ----------
+    text : bytes
+        Not empty.
+
+    Attributes
+    ----------
+    held : int
+        The text ends with so many of its bytes; they may be its beginning.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self.held = 0
+        self._text = text
+        #: By length of a beginning: how much of it is at its end once more; as far as needed.
+        self._borders = [0, 0]
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def read(self, unit: bytes) -> int | None:
+        """Read on; gives where in the unit the string is complete, if it is."""
+        if not self.held and self._text[0] not in unit:
+            return None
+        for i, byte in enumerate(unit, 1):
+            self.held = self._after(self.held, byte)
+            if self.held == len(self._text):
+                return i
+            if self.held == len(self._borders):
+                self._borders.append(self._after(self._borders[-1], byte))
+        return None
+
+    def _after(self, held: int, byte: int) -> int:
+        """What is held after a byte more."""
+        while held and self._text[held] != byte:
+            held = self._borders[held]
+        return held + (self._text[held] == byte)
+
+
 class ReplyText:
     """The reply as it grows.
 
@@ -53,10 +97,9 @@ class ReplyText:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self._stops = [s.encode("utf-8", "surrogatepass") for s in stop if s]
+        self._stops = [_Stop(s.encode("utf-8", "surrogatepass")) for s in stop if s]
         self._bytes = bytearray()
         self._given = 0  # bytes already handed out
-        self._searched = 0  # bytes in which no stop string begins
         #: Byte offset of the last boundary of both a unit and a character.
         self.base = 0
         #: Units behind `base`: together they do not yet end at a character boundary.
@@ -97,7 +140,7 @@ class ReplyText:
         else:
             self.base = len(self._bytes)
             self.units.clear()
-        return self._give(self._find_stop())
+        return self._give(self._find_stop(unit))
 
     def flush(self) -> str:
         """The rest at the end of the answer; an unfinished character is dropped."""
@@ -105,27 +148,21 @@ class ReplyText:
             return ""
         return self._give(len(self._bytes) - len(self.unfinished))
 
-    def _find_stop(self) -> int:
+    def _find_stop(self, unit: bytes) -> int:
         """How far the text can be handed out; cuts the reply where a stop string begins."""
+        before = len(self._bytes) - len(unit)
         found = [
-            (at + len(s), at)
-            for s in self._stops
-            if (at := self._bytes.find(s, self._searched)) >= 0
+            (before + end, before + end - len(stop))
+            for stop in self._stops
+            if (end := stop.read(unit)) is not None
         ]
         if found:
             _, at = min(found)  # the first to be complete, however the reply was cut into units
             self.stopped = True
             del self._bytes[at:]
             return at
-        longest = max((len(s) for s in self._stops), default=1)
-        self._searched = max(self._searched, len(self._bytes) - longest + 1)
-        safe = len(self._bytes) - len(self.unfinished)
-        for s in self._stops:
-            for n in range(min(len(s) - 1, len(self._bytes)), 0, -1):
-                if self._bytes.endswith(s[:n]):
-                    safe = min(safe, len(self._bytes) - n)
-                    break
-        return safe
+        held = max((stop.held for stop in self._stops), default=0)
+        return len(self._bytes) - max(held, len(self.unfinished))
 
     def _give(self, end: int) -> str:
         piece = self._bytes[self._given : max(end, self._given)]

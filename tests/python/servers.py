@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ import uvicorn
 from logitfuse.batching import Batcher
 from logitfuse.config import FuseConfig, parse_config
 from logitfuse.server.app import make_app
+from logitfuse.server.run import _Server
 from logitfuse.server.settings import Settings
 from logitfuse.server.state import State
 
@@ -43,6 +45,13 @@ def ensembles(models: Mapping[str, Path]) -> list[FuseConfig]:
     ]
 
 
+class _InThread(_Server):
+    """Ends when it is told to, not by signals."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+
 class Served:
     """A server in a thread of this process.
 
@@ -55,11 +64,12 @@ class Served:
     def __init__(self, source: Batcher | Callable[[], Batcher], **settings: Any) -> None:
         app = make_app(source, Settings(**settings))
         self.state: State = app.state.server
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self._server = _InThread(config, self.state, self._listener, lambda *_: None)
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+        self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         self.http = httpx.Client(base_url=self.url, timeout=WAIT)
 
@@ -73,8 +83,20 @@ class Served:
         self._thread.join(WAIT)
         assert not self._thread.is_alive()
 
+    def hold_little(self) -> None:
+        """Let what clients do not read fill the way to them soon."""
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    @property
+    def n_connections(self) -> int:
+        return len(self._server.server_state.connections)
+
     def wait_until_ready(self) -> None:
         until(lambda: self.http.get("/health").status_code == 200)
+
+    def connect(self) -> socket.socket:
+        """A client that does as it likes."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def is_idle(self) -> bool:
         """Nothing is asked of it any more."""
@@ -100,6 +122,13 @@ def serving(source: Batcher | Callable[[], Batcher], **settings: Any) -> Iterato
         yield served
     finally:
         served.close()
+
+
+def raw(body: Mapping[str, Any], path: str = TEXT) -> bytes:
+    """A request as it goes over the wire."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -130,10 +159,13 @@ class Process:
     *arguments : str or path
     port : int
         0: any.
+    before : str
+        Code that is run first.
     """
 
-    def __init__(self, *arguments: str | Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "logitfuse", "serve", "--port", str(port)]
+    def __init__(self, *arguments: str | Path, port: int = 0, before: str = "") -> None:
+        code = f"{before}\nimport sys\nfrom logitfuse.cli import main\nmain(sys.argv[1:])"
+        command = [sys.executable, "-c", code, "serve", "--port", str(port)]
         self.process = subprocess.Popen(
             [*command, *map(str, arguments)],
             stderr=subprocess.PIPE,

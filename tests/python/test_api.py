@@ -118,6 +118,12 @@ class TestAsking:
             (text(max_tokens=-1), 9, 9),
             (text(max_tokens=50), 9, 9),
             (text(max_tokens=0, echo=True, logprobs=0), None, 0),
+            (text(max_tokens=0), 9, 0),
+            (text(n_predict=0), None, 0),
+            (text(n_predict=-2), 9, 9),
+            (text(max_tokens=None), None, 16),
+            (chat(n_predict=0), None, 0),
+            (chat(max_tokens=None, max_completion_tokens=None), None, None),
             (chat(), None, None),
             (chat(), 9, 9),
             (chat(max_completion_tokens=3, max_tokens=5), 9, 3),
@@ -126,9 +132,7 @@ class TestAsking:
     def test_lengths(self, body: GenerationBody, limit: int | None, length: int | None) -> None:
         assert length_of(body, limit) == length
 
-    @pytest.mark.parametrize(
-        "body", [text(max_tokens=0), text(n_predict=0, echo=True), chat(max_tokens=0)]
-    )
+    @pytest.mark.parametrize("body", [chat(max_tokens=0), chat(max_completion_tokens=0)])
     def test_no_length(self, body: GenerationBody) -> None:
         with pytest.raises(ConfigError, match="must be at least 1"):
             length_of(body, None)
@@ -147,6 +151,14 @@ class TestAsking:
         pairs = text(logit_bias=[[12, 1], ["12", 2], [" b", False]])
         biases = request_of(pairs, SamplingParams(), None, None).sampling.logit_bias
         assert biases == {12: 1.0, "12": 2.0, " b": -float("inf")}
+
+    @pytest.mark.parametrize(
+        ("given", "seed"),
+        [(None, 7), (-1, None), (0, 0), (-2, 2**32 - 2), (-(2**31), 2**31), (2**64 - 1, 2**64 - 1)],
+    )
+    def test_seeds(self, given: int | None, seed: int | None) -> None:
+        asked = request_of(text(seed=given), SamplingParams(seed=7), None, None)
+        assert asked.sampling.seed == seed
 
     def test_traces(self) -> None:
         for extension, n in (
@@ -173,6 +185,10 @@ class TestProblems:
             (
                 errors.ContextLengthError(member="a", n_tokens=9, n_ctx=8),
                 *(400, "invalid_request_error", "context_length_exceeded", None),
+            ),
+            (
+                errors.TimeLimitError(5),
+                *(400, "invalid_request_error", "time_limit_exceeded", None),
             ),
             (errors.PromptError("x"), 400, "invalid_request_error", None, None),
             (errors.ConfigError("x", key="n"), 400, "invalid_request_error", None, "n"),

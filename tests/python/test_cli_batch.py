@@ -3,109 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import random
-import resource
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
+from batch_files import GREEDY, SHORT, Row, Run, asking, by_id, rows, texts, write
 from command_line import ENVIRONMENT, logitfuse, refusal
 from logitfuse import Ensemble
-from logitfuse.api.batch import Results
 from logitfuse.api.service import Api
-from logitfuse.cli import main
 from logitfuse.llama import LlamaDecoder
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from servers import CHAT, HELLO, PROMPT, TEXT
 
-Run = Callable[..., tuple[int, str, str]]
-Row = dict[str, Any]
-GREEDY: Row = {"temperature": 0, "max_tokens": 8}
-SHORT: Row = {"prompt": PROMPT, **GREEDY}
-
-
-@pytest.fixture(scope="module")
-def file(tiny_models: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ensembles of two members."""
-    path = tmp_path_factory.mktemp("asked") / "two.toml"
-    members = "".join(
-        f'[[member]]\nmodel = "{tiny_models[name]}"\nn_threads = 1\nn_ctx = 256\n'
-        for name in ("smol", "gemma3")
-    )
-    path.write_text(
-        f'{members}[[ensemble]]\nname = "pair"\nstrategy = "fuse"\n'
-        '[[ensemble]]\nname = "one"\nmembers = ["smol"]\n'
-    )
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user works."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(folder: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs the command in this process: exit status, stdout, stderr."""
-
-    def command(*options: str, models: Sequence[str] = ("-e", str(file))) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["batch", "in.jsonl", "out.jsonl", *models, *options])
-        said = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
-        assert Path.cwd() == folder
-        return caught.value.code, said.out, said.err
-
-    log = logging.getLogger("logitfuse")
-    handlers = list(log.handlers)
-    yield command
-    log.handlers[:] = handlers
-
-
-def asking(custom_id: str, url: str = TEXT, **body: Any) -> Row:
-    """A line of a batch file."""
-    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body or SHORT}
-
-
-def write(*lines: Row | str) -> None:
-    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    Path("in.jsonl").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-
-
-def rows(text: str | None = None) -> list[Row]:
-    """The results, all in OpenAI's shape."""
-    text = Path("out.jsonl").read_text(encoding="utf-8") if text is None else text
-    found = []
-    for line in text.splitlines():
-        row = json.loads(line)
-        assert row.keys() == {"id", "custom_id", "response", "error"}
-        assert row["error"] is None
-        assert row["id"].startswith("batch_req_")
-        assert row["response"].keys() == {"status_code", "request_id", "body"}
-        found.append(row)
-    return found
-
-
-def by_id(found: Sequence[Row]) -> dict[str, Row]:
-    """Responses by what their requests are called: one each."""
-    named = {row["custom_id"]: row["response"] for row in found}
-    assert len(named) == len(found)
-    return named
-
-
-def texts(response: Row) -> list[str]:
-    assert response["status_code"] == 200, response
-    return [choice.get("text") for choice in response["body"]["choices"]]
+pytest_plugins = ["batch_fixtures"]
 
 
 class TestResults:
@@ -237,150 +151,6 @@ class TestResults:
             2,
             "logitfuse: 2 ensembles cannot all be called 'gpt-4o-mini'\n",
         )
-
-
-class TestGoingOn:
-    def test_nothing_is_asked_twice(self, run: Run) -> None:
-        write(asking("a"), asking("b"))
-        assert run()[0] == 0
-        first = Path("out.jsonl").read_bytes()
-        code, _, err = run(models=["-m", "nowhere.gguf"])  # nothing is loaded
-        assert code == 0
-        assert err.startswith("2 requests: 0 new results, 2 known from before; 0 tokens read")
-        changed = asking("b", **SHORT | {"max_tokens": 3})
-        write(asking("c"), asking("a"), changed)
-        code, out, _ = run("--json")
-        assert code == 0
-        assert json.loads(out)["known"] == 1
-        assert Path("out.jsonl").read_bytes().startswith(first)
-        found = rows()[2:]
-        assert {row["custom_id"] for row in found} == {"b", "c"}
-        assert by_id(found)["b"]["body"]["usage"]["completion_tokens"] == 3
-
-    def test_failures_are_asked_again_only_if_wanted(
-        self, run: Run, tiny_models: Mapping[str, Path]
-    ) -> None:
-        write(asking("a"), asking("b", **SHORT, model="other"))
-        assert run()[0] == 1
-        code, out, err = run("--json")
-        assert (code, json.loads(out)["failed"], json.loads(out)["known"]) == (1, 1, 2)
-        assert "1 of 2 failed, the first: b: there is no model 'other'" in err
-        models = ["-m", str(tiny_models["smol"]), "-t", "1", "-a", "other"]
-        assert run("--retry", models=models)[0] == 0
-        assert [row["custom_id"] for row in rows()] == ["b", "a", "b"]
-        assert run()[0] == 0
-
-    def test_a_line_cut_anywhere(self, run: Run) -> None:
-        write(*(asking(name) for name in "abc"))
-        assert run("-np", "1")[0] == 0
-        written = Path("out.jsonl").read_bytes()
-        lasting = [row["response"]["body"]["choices"] for row in rows()]
-        for size in (1, 20, written.index(b"\n"), written.index(b"\n") + 2, len(written) - 1):
-            Path("out.jsonl").write_bytes(written[:size])
-            code, out, _ = run("-np", "1", "--json")
-            assert (code, json.loads(out)["known"]) == (0, written[:size].count(b"\n"))
-            assert [row["response"]["body"]["choices"] for row in rows()] == lasting
-
-    def test_one_run_per_file(self, run: Run) -> None:
-        write(asking("a"))
-        with Results("out.jsonl"):
-            code, _, err = run()
-        assert code == 2
-        assert "another run is writing 'out.jsonl'" in err
-
-    def test_files_in_the_wrong_order(self, run: Run) -> None:
-        write(asking("a"))
-        Path("in.jsonl").rename("out.jsonl")
-        Path("in.jsonl").write_bytes(before := Path("out.jsonl").read_bytes())
-        code, _, err = run()
-        assert code == 2
-        assert err.startswith("logitfuse: line 1 of 'out.jsonl': 'id': Field required; give")
-        assert Path("out.jsonl").read_bytes() == before
-
-
-#: Runs the command line, and is interrupted in the middle.
-INTERRUPTED = """
-import os, signal, sys
-from logitfuse.llama import LlamaDecoder
-decode, calls = LlamaDecoder.decode, 0
-def decode_or_not(self, *arguments, **options):
-    global calls
-    calls += 1
-    if calls == 60:
-        os.kill(os.getpid(), signal.SIGINT)
-    return decode(self, *arguments, **options)
-LlamaDecoder.decode = decode_or_not
-from logitfuse.cli import main
-main(sys.argv[1:])
-"""
-
-
-class TestDisturbed:
-    @pytest.fixture
-    def options(self, folder: Path, file: Path) -> list[str]:
-        """A run of many requests."""
-        del folder
-        write(*(asking(f"number {i}") for i in range(30)))
-        return ["batch", "in.jsonl", "out.jsonl", "-e", str(file), "-np", "3"]
-
-    @staticmethod
-    def assert_complete(run: Run, known: int | None = None) -> None:
-        """The same command goes on; then every request has one result."""
-        code, out, err = run("-np", "3", "--json")
-        assert code == 0, err
-        if known is not None:
-            assert json.loads(out)["known"] == known
-        found = by_id(rows())
-        assert found.keys() == {f"number {i}" for i in range(30)}
-        assert all(len(texts(response)) == 1 for response in found.values())
-
-    def test_ctrl_c(self, run: Run, options: list[str]) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, *options],
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            timeout=120,
-            check=False,
-        )
-        assert (done.returncode, done.stdout) == (130, "")
-        assert "Traceback" not in done.stderr
-        kept = len(rows())
-        assert 0 < kept < 30
-        assert f"{kept} new results kept in 'out.jsonl'; the same command goes on" in done.stderr
-        self.assert_complete(run, kept)
-
-    def test_kills(self, run: Run, options: list[str]) -> None:
-        rng, results, killed = random.Random(5), Path("out.jsonl"), []
-        for _ in range(4):
-            before = results.stat().st_size if results.exists() else 0
-            wanted = before + rng.randrange(1, 4000)
-            child = subprocess.Popen(
-                [sys.executable, "-m", "logitfuse", *options],
-                env=ENVIRONMENT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            while child.poll() is None:
-                if results.exists() and results.stat().st_size >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.001)
-            killed.append(child.wait())
-        assert -signal.SIGKILL in killed
-        self.assert_complete(run)
-
-    def test_a_full_disk(self, run: Run, options: list[str]) -> None:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-
-        said = refusal(logitfuse(*options, preexec_fn=limit))
-        assert said.startswith("logitfuse: File too large: ")
-        kept = len(rows())
-        assert 0 < kept < 30
-        assert said.endswith(f"{kept} new results kept in 'out.jsonl'; the same command goes on")
-        assert Path("out.jsonl").stat().st_size <= 5000
-        self.assert_complete(run, kept)
 
 
 BAD_LINES = [

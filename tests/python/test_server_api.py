@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logitfuse import Ensemble
+from logitfuse import Ensemble, _core
 from logitfuse.batching import Batcher
 from logitfuse.config import parse_config
 from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, events, serving, until
@@ -64,6 +64,7 @@ class TestObservation:
             "n_vocab": 3000,
         }
         assert told["default_model"] == "pair"
+        assert told["instruction_set"] == _core.isa()
         assert (told["slots"], told["queue"]) == (2, 4)
         assert {"gac", "bytes"} <= set(told["presets"])
         assert "log-linear" in told["pools"]
@@ -240,8 +241,36 @@ class TestEcho:
         assert served.refusal(prompt="", **asked)["message"].startswith("the prompt is empty")
         error = served.refusal(prompt="word " * 390, **asked | {"max_tokens": 0})
         assert error["code"] == "context_length_exceeded"
-        assert served.refusal(prompt=PROMPT, max_tokens=0)["param"] == "max_tokens"
+        assert served.refusal(prompt="", echo=True, max_tokens=0)["message"]
         assert served.refusal(CHAT, messages=HELLO, max_tokens=0)["param"] == "max_tokens"
+
+    @pytest.mark.parametrize("asked", [{"max_tokens": 0}, {"n_predict": 0}])
+    def test_nothing_is_wanted(self, served: Served, asked: dict[str, Any]) -> None:
+        for echo in (False, True):
+            body: dict[str, Any] = {"prompt": [PROMPT, "x"], "echo": echo, "n": 2, **asked}
+            answer = served.ask(**body)
+            texts = [PROMPT, PROMPT, "x", "x"] if echo else [""] * 4
+            assert [choice["text"] for choice in answer["choices"]] == texts
+            assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+            counted = served.ask(**SHORT | {"prompt": [PROMPT, "x"]})["usage"]
+            assert answer["usage"]["prompt_tokens"] == counted["prompt_tokens"]
+            assert answer["usage"]["completion_tokens"] == 0
+            *told, end = events(
+                served.http.post(TEXT, json=body | {"stream": True}).text.split("\n")
+            )
+            pieces = [json.loads(line)["choices"][0] for line in told]
+            for i, text in enumerate(texts):
+                assert "".join(piece["text"] for piece in pieces if piece["index"] == i) == text
+            assert end == "[DONE]"
+
+    def test_null_is_what_is_usual(self, served: Served) -> None:
+        answer = served.ask(prompt=PROMPT, max_tokens=None, n=None, ignore_eos=True)
+        assert answer["usage"]["completion_tokens"] == 16
+
+    def test_a_chat_that_only_warms_up(self, served: Served) -> None:
+        answer = served.ask(CHAT, messages=HELLO, n_predict=0)
+        assert answer["choices"][0]["message"]["content"] == ""
+        assert answer["choices"][0]["finish_reason"] == "length"
 
 
 SCHEMA = {

@@ -11,12 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from logitfuse.batching import Batcher
 from logitfuse.errors import DecodeError
-from logitfuse.server import calls, gate
+from logitfuse.llama import LlamaDecoder
+from logitfuse.server import calls, connections, gate
 from logitfuse.strategies.fuse import Fuse
-from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, events, serving, until
+from servers import (
+    CHAT,
+    HELLO,
+    PROMPT,
+    TEXT,
+    Served,
+    ensembles,
+    error_of,
+    events,
+    raw,
+    serving,
+    until,
+)
 
 LONG: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True, "temperature": 0}
 SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 3, "temperature": 0}
@@ -34,24 +48,14 @@ def served(tiny_models: Mapping[str, Path]) -> Iterator[Served]:
 def _idle(served: Served) -> Iterator[None]:
     """Every test leaves a server that has nothing to do."""
     yield
-    until(lambda: served.http.post(TEXT, json=SHORT).status_code == 200)
+    # on a connection of its own: tests may have had idle ones closed
+    until(lambda: httpx.post(f"{served.url}{TEXT}", json=SHORT).status_code == 200)
     until(served.is_idle)
-
-
-def connect(served: Served) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", served.port), timeout=60)
-
-
-def raw(body: Mapping[str, Any], path: str = TEXT) -> bytes:
-    """A request as it goes over the wire."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def occupy(served: Served, n: int) -> list[socket.socket]:
     """So many clients that wait for long answers."""
-    taken = [connect(served) for _ in range(n)]
+    taken = [served.connect() for _ in range(n)]
     for client in taken:
         client.sendall(raw(LONG | {"stream": True, "max_tokens": 480}))
     until(lambda: served.batcher.active + served.batcher.waiting == n)
@@ -66,13 +70,27 @@ def leave(clients: list[socket.socket]) -> None:
 class TestLeaving:
     @pytest.mark.parametrize("stream", [False, True])
     def test_the_slot_is_free_within_a_step(self, served: Served, stream: bool) -> None:
-        client = connect(served)
+        client = served.connect()
         client.sendall(raw(LONG | {"stream": stream}))
         until(lambda: served.batcher.active == 1)
         left = time.monotonic()
         client.close()
         until(lambda: served.batcher.active == 0)
         assert time.monotonic() - left < 0.5  # the answer takes more than a second
+
+    def test_what_was_read_is_counted(self, served: Served) -> None:
+        def counted() -> float:
+            lines = served.http.get("/metrics").text.splitlines()
+            name = 'logitfuse_prompt_tokens_total{model="pair"} '
+            return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+        before = counted()
+        n = served.ask(**SHORT)["usage"]["prompt_tokens"]
+        with served.connect() as client:
+            client.sendall(raw(LONG | {"stream": True}))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        until(served.is_idle)
+        assert counted() == before + 2 * n
 
     def test_in_the_queue(self, served: Served) -> None:
         working = occupy(served, SLOTS)
@@ -84,14 +102,14 @@ class TestLeaving:
     def test_thousands(self, served: Served) -> None:
         pieces = [raw(LONG | {"stream": True}), raw(LONG), raw(SHORT)[:-9], b"POST /v1/comp", b""]
         for i in range(2000):
-            with connect(served) as client:
+            with served.connect() as client:
                 client.sendall(pieces[i % len(pieces)])
         until(served.is_idle)
 
 
 def occupy_more(served: Served, n: int) -> list[socket.socket]:
     """So many clients that wait behind others."""
-    taken = [connect(served) for _ in range(n)]
+    taken = [served.connect() for _ in range(n)]
     for client in taken:
         client.sendall(raw(LONG))
     until(lambda: len(served.state.calls) == SLOTS + n)
@@ -125,6 +143,38 @@ class TestCrowds:
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, prompts * 4)) == alone * 4
 
+    def test_longer_prompts_than_the_queue_holds(self, tiny_models: Mapping[str, Path]) -> None:
+        configs = ensembles(tiny_models)[2:]
+        with serving(lambda: Batcher(configs, slots=1, queue=8, queue_tokens=100)) as started:
+            working = occupy(started, 2)
+            response = started.http.post(TEXT, json=SHORT | {"prompt": "word " * 90})
+            error = error_of(response, 429)
+            assert "with a shorter prompt" in error["message"]
+            assert int(response.headers["retry-after"]) > 0
+            leave(working)
+            until(started.is_idle)
+            assert started.ask(**SHORT | {"prompt": "word " * 90})["choices"]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_prompts_that_take_too_long(
+        self, tiny_models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, stream: bool
+    ) -> None:
+        decode = LlamaDecoder.decode
+
+        def slowly(*given: Any) -> int:
+            time.sleep(0.2)
+            return decode(*given)
+
+        configs = ensembles(tiny_models)[2:]
+        body = {"prompt": "word " * 400, "stream": stream, "max_tokens": 1}
+        with serving(lambda: Batcher(configs, slots=2, queue=0), time_limit=0.6) as started:
+            working = occupy(started, 1)  # so that prompts are read in slices
+            monkeypatch.setattr(LlamaDecoder, "decode", slowly)
+            error = error_of(started.http.post(TEXT, json=body), 400)
+            assert error["code"] == "time_limit_exceeded"
+            assert "within 0.6 seconds" in error["message"]
+            leave(working)
+
     def test_who_waits_is_kept_alive(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(calls, "KEEP_ALIVE", 0.05)
         working = occupy(served, SLOTS)
@@ -151,7 +201,7 @@ class TestCrowds:
 
 class TestDawdling:
     def test_a_slow_reader_slows_nobody(self, served: Served) -> None:
-        with connect(served) as client:
+        with served.connect() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.sendall(raw(LONG | {"stream": True, "max_tokens": 150}))
             until(lambda: served.batcher.active == 1)
@@ -165,7 +215,7 @@ class TestDawdling:
         assert b"data: [DONE]" in received
 
     def test_a_slow_writer(self, served: Served) -> None:
-        with connect(served) as client:
+        with served.connect() as client:
             for piece in (raw(SHORT)[i : i + 7] for i in range(0, len(raw(SHORT)), 7)):
                 client.sendall(piece)
                 time.sleep(0.001)
@@ -173,13 +223,57 @@ class TestDawdling:
 
     def test_a_body_that_never_comes(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gate, "BODY_TIMEOUT", 0.1)
-        with connect(served) as client:
+        with served.connect() as client:
             client.sendall(raw(SHORT)[:-5])
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
+    @pytest.mark.parametrize("begun", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: l"])
+    @pytest.mark.parametrize("first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+    def test_a_head_that_never_comes(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, first: bytes, begun: bytes
+    ) -> None:
+        monkeypatch.setattr(connections, "TIMEOUT", 0.5)
+        with served.connect() as client:
+            began = time.monotonic()
+            client.sendall(first + begun)
+            received = b""
+            while piece := client.recv(65536):
+                received += piece
+            assert 0.4 < time.monotonic() - began < 4  # uvicorn itself waits for the next head
+            assert received.startswith(b"HTTP/1.1 200 " if first else b"")
+
+    def test_an_answer_may_take_longer(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connections, "TIMEOUT", 0.2)
+        working = occupy(served, SLOTS)
+        with served.http.stream("POST", TEXT, json=SHORT | {"stream": True}) as response:
+            time.sleep(0.6)
+            leave(working)
+            assert events(list(response.iter_lines()))[-1] == "[DONE]"
+
+    def test_a_reader_that_never_reads(
+        self, tiny_models: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gate, "SEND_TIMEOUT", 0.3)
+        monkeypatch.setattr(connections, "TIMEOUT", 0.3)
+        configs = ensembles(tiny_models)
+        body = LONG | {"stream": True, "logprobs": 20, "logitfuse": {"trace": True}}
+        with serving(lambda: Batcher(configs, slots=1, queue=0)) as started:
+            started.hold_little()
+            others = started.n_connections
+            with started.connect() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.sendall(raw(body))
+                until(lambda: started.n_connections > others and bool(started.state.calls))
+                until(lambda: not started.state.calls)
+                until(lambda: started.n_connections == others)
+            until(started.is_idle)
+            assert started.ask(**SHORT)["choices"]
+
     def test_no_http(self, served: Served) -> None:
         for rubbish in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\xff" * 100):
-            with connect(served) as client:
+            with served.connect() as client:
                 client.sendall(rubbish + b"\r\n\r\n")
                 assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
 
@@ -201,7 +295,7 @@ class TestFailures:
         return now
 
     def test_in_mid_stream(self, served: Served, fails: threading.Event) -> None:
-        other = connect(served)
+        other = served.connect()
         other.sendall(raw(LONG | {"max_tokens": 40, "model": "exact"}))
         fails.set()
         response = served.http.post(CHAT, json={"messages": HELLO, "stream": True})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import logging
 import threading
@@ -16,13 +18,14 @@ from logitfuse.errors import ConfigError
 from logitfuse.server.app import make_app
 from logitfuse.server.settings import Settings
 from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, serving
+from starlette.testclient import TestClient
 
 JSON = {"Content-Type": "application/json"}
 KEY = "a-längere-key"
 PREFLIGHT = {
     "Origin": "https://example.org",
     "Access-Control-Request-Method": "POST",
-    "Access-Control-Request-Headers": "authorization,content-type",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-retry-count",
 }
 SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
@@ -99,7 +102,11 @@ class TestBodies:
             ({"stream": "yes"}, "stream"),
             ({"logprobs": 21}, "logprobs"),
             ({"logprobs": True}, "logprobs"),
-            ({"seed": -2}, "seed"),
+            ({"seed": -(2**31) - 1}, "seed"),
+            ({"n_predict": -3}, "n_predict"),
+            ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+            ({"logit_bias": {"9" * 10: 1}}, None),
+            ({"logit_bias": [[10**30, 1]]}, "logit_bias"),
             ({"logit_bias": {"1": "x"}}, "logit_bias"),
             ({"logit_bias": {"1": True}}, "logit_bias"),
             ({"logit_bias": [[1, 2, 3]]}, "logit_bias"),
@@ -192,8 +199,12 @@ class TestBodies:
         for body in ({"prompt": "x" * 2001}, {"prompt": [5] * 2001}):
             error = served.refusal(**body)
             assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
-        error = served.refusal(CHAT, messages=[{"role": "user", "content": "x" * 2001}])
-        assert error["param"] == "messages"
+        for messages in ([{"role": "user", "content": "x" * 2001}], HELLO * 100):
+            error = served.refusal(CHAT, messages=messages)
+            assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert served.refusal("/tokenize", content="x" * 2001)["param"] == "content"
+        assert served.refusal("/tokenize", prompt="x" * 2001)["param"] == "prompt"
+        assert served.refusal("/detokenize", tokens=[5] * 2001)["param"] == "tokens"
 
     def test_an_answer_that_would_be_too_long(self, served: Served) -> None:
         for length in (400, -1):
@@ -203,7 +214,8 @@ class TestBodies:
 
     def test_more_answers_than_there_is_room_for(self, served: Served) -> None:
         assert served.refusal(prompt=[PROMPT] * 3, n=2)["param"] == "n"
-        assert served.refusal(prompt=["a"] * 20_000)["param"] == "n"
+        for length in (0, 1):
+            assert served.refusal(prompt=["a"] * 20_000, max_tokens=length)["param"] == "n"
         scored = {"prompt": [PROMPT] * 3, "echo": True, "logprobs": 0}
         assert served.refusal(**scored)["param"] == "n"
         assert served.ask(**scored, max_tokens=0)["choices"]
@@ -214,10 +226,24 @@ class TestBodies:
         response = served.http.post(TEXT, content=json.dumps(SHORT), headers=headers)
         error_of(response, 415)
 
+    def test_compressed_bodies(self, served: Served) -> None:
+        content = gzip.compress(json.dumps(SHORT).encode())
+        headers = JSON | {"Content-Encoding": "gzip"}
+        error = error_of(served.http.post(TEXT, content=content, headers=headers), 415)
+        assert "Content-Encoding 'gzip'" in error["message"]
+        headers = JSON | {"Content-Encoding": "identity"}
+        plain = served.http.post(TEXT, content=json.dumps(SHORT), headers=headers)
+        assert plain.status_code == 200
+
     def test_other_paths_and_methods(self, served: Served) -> None:
         error_of(served.http.get("/v1/nothing"), 404)
-        error_of(served.http.get(TEXT), 405)
-        error_of(served.http.post("/v1/models", json={}), 405)
+        for response, allowed in (
+            (served.http.get(TEXT), "POST"),
+            (served.http.post("/v1/models", json={}), "GET"),
+            (served.http.post("/health", json={}), "GET"),
+        ):
+            error_of(response, 405)
+            assert response.headers["allow"] == allowed
         error_of(served.http.get("/v1/models/../../etc/passwd"), 404)
         error_of(served.http.get("/v1/models/%2e%2e%2fpasswd"), 404)
 
@@ -225,6 +251,17 @@ class TestBodies:
         assert served.ask("/completions", **SHORT)["choices"]
         assert served.ask("/chat/completions", messages=HELLO, max_tokens=2)["choices"]
         assert served.http.get("/models").json() == served.http.get("/v1/models").json()
+
+    def test_a_slash_more(self, served: Served) -> None:
+        assert served.http.get("/v1/models/").json() == served.http.get("/v1/models").json()
+
+    @pytest.mark.parametrize("path", ["/", "/health"])
+    def test_only_whether_it_is_there(self, served: Served, path: str) -> None:
+        response = served.http.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        same = served.http.get(path).headers
+        assert response.headers["content-length"] == same["content-length"]
+        assert response.headers["content-type"] == same["content-type"]
 
 
 class TestErrors:
@@ -270,6 +307,12 @@ class TestKeys:
         assert guarded.http.get("/health").json() == {"status": "ok"}
         assert guarded.http.get("/").status_code == 200
 
+    def test_keys_that_end_with_what_looks_blank(self, batcher: Batcher) -> None:
+        key = "\u00a0kuo\u00e0"  # in UTF-8 its last byte is a blank of Latin-1
+        with serving(batcher, api_key=[key]) as started:
+            headers = {"Authorization": b"Bearer " + key.encode()}
+            assert started.http.get("/v1/models", headers=headers).status_code == 200
+
     def test_any_name_will_do_with_a_key(self, guarded: Served) -> None:
         headers = {"Host": "example.org", "Authorization": f"Bearer {KEY}".encode()}
         assert guarded.http.get("/v1/models", headers=headers).status_code == 200
@@ -310,19 +353,54 @@ class TestBrowsers:
             response = started.http.options(TEXT, headers=PREFLIGHT)
             assert response.status_code == 200
             assert response.headers["access-control-allow-origin"] == "https://example.org"
+            allowed = response.headers["access-control-allow-headers"].split(",")
+            assert "x-stainless-retry-count" in allowed
             other = started.http.options(TEXT, headers=PREFLIGHT | {"Origin": "https://a.b"})
             assert other.status_code == 400
             refused = started.http.get("/v1/models", headers={"Origin": "https://example.org"})
             assert refused.status_code == 401
             assert refused.headers["access-control-allow-origin"] == "https://example.org"
+            assert refused.headers["access-control-expose-headers"] == "Retry-After"
 
-    @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example"])
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "evil.example",
+            "evil.example:80",
+            "127.0.0.1.evil.example",
+            "[::1].evil.example",
+            "",
+            "a:b",
+        ],
+    )
     def test_foreign_names_of_this_machine(self, served: Served, host: str) -> None:
-        assert served.http.get("/health", headers={"Host": host}).status_code == 400
+        error = error_of(served.http.get("/health", headers={"Host": host}), 400)
+        assert error["code"] == "unknown_host"
+        assert f"--allowed-host {host}" in error["message"]
 
-    @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8080"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "LocalHost:1", "127.0.0.1", "[::1]:8080", "[::1]"]
+    )
     def test_its_own_names(self, served: Served, host: str) -> None:
         assert served.http.get("/health", headers={"Host": host}).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("settings", "statuses"),
+        [
+            ({"allowed_host": ["Host.docker.internal"]}, (200, 400, 200)),
+            ({"no_auth": True}, (400, 400, 200)),
+            ({"no_auth": True, "host": "0.0.0.0"}, (200, 200, 200)),
+            ({"no_auth": True, "host": "0.0.0.0", "allowed_host": ["me"]}, (400, 400, 200)),
+            ({"host": "::1"}, (400, 400, 200)),
+        ],
+    )
+    def test_who_is_asked_for_its_name(
+        self, batcher: Batcher, settings: dict[str, Any], statuses: tuple[int, ...]
+    ) -> None:
+        with serving(batcher, **settings) as started:
+            hosts = ("host.docker.internal:80", "evil.example", f"localhost:{started.port}")
+            responses = [started.http.get("/health", headers={"Host": host}) for host in hosts]
+        assert tuple(response.status_code for response in responses) == statuses
 
 
 class TestLogs:
@@ -344,6 +422,20 @@ class TestLogs:
         with serving(batcher, log_prompts=True) as started:
             started.ask(prompt="A secret\nword", max_tokens=1)
             assert r'prompt: "A secret\nword"' in caplog.text
+
+
+class TestFailing:
+    def test_is_told(self, batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also by servers that others run, and that do not end by themselves."""
+        app = make_app(batcher)
+        asyncio.run(app.state.server.load())
+        asks = TestClient(app, base_url="http://localhost")
+        assert asks.get("/health").json() == {"status": "ok"}
+        monkeypatch.setattr(batcher, "failed", RuntimeError("x"))
+        assert asks.get("/health").json() == {"status": "failed"}
+        assert asks.get("/health").status_code == 503
+        assert asks.post(TEXT, json=SHORT).status_code == 503
+        assert asks.get("/v1/models").status_code == 503
 
 
 class TestLoading:

@@ -56,10 +56,13 @@ class TestOptions:
         assert any(line.startswith(f"POST {TEXT} 200 ") for line in server.lines)
 
     def test_alias(self, one: list[Any]) -> None:
-        with process(*one, "--alias", "mine", "--max-tokens", "3") as server:
+        few = ("--max-tokens", "3", "--queue-tokens", "50")
+        with process(*one, "--alias", "mine", *few) as server:
+            told = server.http.get("/props").json()
             answer = server.http.post(TEXT, json=LONG | {"stream": False}).json()
         assert answer["model"] == "mine"
         assert answer["usage"]["completion_tokens"] == 3
+        assert told["queue_tokens"] == 50
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -68,6 +71,7 @@ class TestOptions:
             (["-m", "a.gguf", "--host", "0.0.0.0"], "give --api-key KEY, or --no-auth"),
             (["-m", "a.gguf", "--port", "99999"], "'port': Input should be less than or equal"),
             (["-m", "a.gguf", "--time-limit", "0"], "'time_limit'"),
+            (["-m", "a.gguf", "--queue-tokens", "0"], "'queue_tokens'"),
             (["-m", "a.gguf", "--api-key-file", "none"], "cannot read the keys"),
             (["-m", "a.gguf", "--host", "no.such.host.invalid"], "--no-auth"),
             (["-m", "a.gguf", "--no-auth", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
@@ -96,6 +100,16 @@ class TestOptions:
             error_of(server.http.get("/props"), 401)
             told = server.http.get("/props", headers={"Authorization": "Bearer secret"}).json()
             assert told["slots"] == 3
+
+    def test_ipv6(self, one: list[Any]) -> None:
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        with process(*one, "--host", "::1", "--allowed-host", "me") as server:
+            assert str(server.url).startswith("http://[::1]:")
+            assert server.http.post(TEXT, json=LONG).text.endswith("data: [DONE]\n\n")
+            assert server.http.get("/health", headers={"Host": "me"}).status_code == 200
 
     def test_without_the_extra(self, one: list[Any]) -> None:
         code = (
@@ -139,6 +153,37 @@ class TestEnds:
             error_of(waiting[0], 503)  # it had not begun
             assert server.wait() == 0
 
+    def test_prompts_that_are_being_read(self, one: list[Any]) -> None:
+        """They have begun, though nobody has heard of it; those that wait have not."""
+        slow = (
+            "import time\nfrom logitfuse.llama import LlamaDecoder\ndecode = LlamaDecoder.decode\n"
+            "def slowly(*given): time.sleep(0.2); return decode(*given)\n"
+            "LlamaDecoder.decode = slowly"
+        )
+        body = {"prompt": "word " * 200, "max_tokens": 2, "ignore_eos": True}
+        answers: dict[str, httpx.Response] = {}
+
+        def ask(name: str, **more: Any) -> threading.Thread:
+            def post() -> None:
+                answers[name] = httpx.post(f"{server.url}{TEXT}", json=body | more, timeout=60)
+
+            thread = threading.Thread(target=post)
+            thread.start()
+            return thread
+
+        with process(*one, "-np", "2", "-b", "32", before=slow) as server:
+            asked = [ask("whole"), ask("stream", stream=True)]
+            until(lambda: busy(server) == ("2.0", "0.0"))
+            asked.append(ask("waits"))
+            until(lambda: busy(server) == ("2.0", "1.0"))
+            server.process.send_signal(signal.SIGTERM)
+            for thread in asked:
+                thread.join()
+            assert server.wait() == 0
+        assert answers["whole"].json()["usage"]["completion_tokens"] == 2
+        assert events(answers["stream"].text.splitlines())[-1] == "[DONE]"
+        error_of(answers["waits"], 503)
+
     def test_not_for_ever(self, one: list[Any]) -> None:
         with (
             process(*one, "--shutdown-timeout", "0") as server,
@@ -149,6 +194,27 @@ class TestEnds:
             server.process.send_signal(signal.SIGTERM)
             assert '"code":"unavailable"' in events(list(lines))[-1]
             assert server.wait() == 0
+
+    def test_a_batcher_that_has_failed(self, one: list[Any]) -> None:
+        """A server that answers nobody any more ends, for its service manager to see."""
+        fails = (
+            "from logitfuse.batching import Batcher\nsubmit = Batcher.submit\n"
+            "def fail(): raise RuntimeError('as tests want it')\n"
+            "def submit_or_fail(self, job, listener):\n"
+            "    if job.request.prompt == 'fail': self._conductor.post(fail)\n"
+            "    return submit(self, job, listener)\n"
+            "Batcher.submit = submit_or_fail"
+        )
+        with process(*one, before=fails) as server:
+            with server.http.stream("POST", TEXT, json=LONG) as response:
+                lines = response.iter_lines()
+                next(lines)
+                error_of(httpx.post(f"{server.url}{TEXT}", json={"prompt": "fail"}), 503)
+                assert '"code":"internal_error"' in events(list(lines))[-1]
+            assert server.wait() == 2
+        assert "logitfuse: the batcher has failed (RuntimeError('as tests want it'))" in "".join(
+            server.lines
+        )
 
     def test_a_second_signal_ends_at_once(self, one: list[Any]) -> None:
         with (

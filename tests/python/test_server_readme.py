@@ -34,9 +34,9 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def block(language: str, served: Served) -> str:
-    """The only block of a language, for this server."""
-    (found,) = [text for known, text in BLOCKS if known == language]
+def block(language: str, served: Served, mark: str = "") -> str:
+    """The only block of a language with a mark in it, for this server."""
+    (found,) = [text for known, text in BLOCKS if known == language and mark in text]
     assert "127.0.0.1:8080" in found
     return found.replace("127.0.0.1:8080", f"127.0.0.1:{served.port}")
 
@@ -54,6 +54,10 @@ def test_curl(served: Served) -> None:
 
 
 def test_openai(served: Served) -> None:
-    said = run(sys.executable, "-c", block("py", served)).splitlines()
+    said = run(sys.executable, "-c", block("py", served, "from openai")).splitlines()
     assert 0 <= float(said[-2]) <= 1
     assert "'wish'" in said[-1]
+
+
+def test_langchain(served: Served) -> None:
+    assert run(sys.executable, "-c", block("py", served, "from langchain_openai"))

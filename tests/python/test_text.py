@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -75,6 +76,36 @@ def test_only_the_possible_beginning_of_a_stop_is_held_back(
         held = reply.text[len(given) :].encode() + reply.unfinished
         begins_stop = any(stop.encode().startswith(held) for stop in stops)
         assert begins_stop or held == reply.unfinished
+
+
+@given(
+    text=st.text("ab", max_size=60),
+    stops=st.lists(st.text("ab", min_size=1, max_size=12), min_size=1, max_size=3),
+    cuts=cuts,
+)
+def test_strings_that_overlap_themselves(text: str, stops: list[str], cuts: list[int]) -> None:
+    """All that may yet be a stop string is held back, and nothing else."""
+    reply, read, given = ReplyText(stops), "", ""
+    for unit in pieces(text.encode(), cuts):
+        read, given = read + unit.decode(), given + reply.append(unit)
+        expected, stopped = up_to_stop(read, stops)
+        assert reply.stopped == stopped
+        if stopped:
+            assert given == expected
+            return
+        beginnings = {stop[:n] for stop in stops for n in range(len(stop))}
+        held = next(n for n in range(len(read), -1, -1) if read[len(read) - n :] in beginnings)
+        assert given == read[: len(read) - held]
+
+
+def test_many_long_stops_cost_little() -> None:
+    """Those that nearly come all the time, too."""
+    stops = ["a" * (500 + i) + "b" * (500 - i) for i in range(64)]
+    reply = ReplyText(stops)
+    began = time.process_time()
+    given = [reply.append(b"a") for _ in range(1000)]
+    assert time.process_time() - began < 1  # 3 s if every stop is tried at every place
+    assert "".join(given) == "a" * (1000 - 563)
 
 
 @given(text=texts, cuts=cuts)

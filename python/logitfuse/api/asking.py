@@ -16,6 +16,8 @@ from logitfuse.strategies.base import Request
 
 #: Symbols of an answer to a text, where nothing is said, as at OpenAI.
 _USUAL_LENGTH = 16
+#: Most digits of a symbol's id.
+_DIGITS = 10
 
 
 def length_of(body: GenerationBody, limit: int | None) -> int | None:
@@ -24,7 +26,7 @@ def length_of(body: GenerationBody, limit: int | None) -> int | None:
     Raises
     ------
     ConfigError
-        0 symbols, and nothing else is asked for.
+        A reply of 0 symbols; OpenAI allows that only for texts, llama.cpp for both.
     """
     asked = {"max_tokens": body.max_tokens, "n_predict": body.n_predict}
     if isinstance(body, ChatBody):
@@ -33,11 +35,8 @@ def length_of(body: GenerationBody, limit: int | None) -> int | None:
         ((key, n) for key, n in asked.items() if n is not None),
         ("max_tokens", -1 if isinstance(body, ChatBody) else _USUAL_LENGTH),
     )
-    if length == 0 and not scores_prompt(body):
-        raise ConfigError(
-            f"'{key}' must be at least 1 (-1: until the end); 0 needs 'echo' and 'logprobs'",
-            key=key,
-        )
+    if length == 0 and isinstance(body, ChatBody) and key != "n_predict":
+        raise ConfigError(f"'{key}' must be at least 1 (-1: until the end)", key=key)
     if length < 0:
         return limit
     return length if limit is None else min(length, limit)
@@ -60,6 +59,8 @@ def sampling_of(body: GenerationBody, base: SamplingParams) -> SamplingParams:
     if body.repeat_last_n is not None:
         given.setdefault("penalty_last_n", body.repeat_last_n)
     given["logit_bias"] = base.logit_bias | _biases(body)
+    if body.seed is not None and body.seed < -1:  # as llama.cpp reads it
+        given["seed"] = body.seed % 2**32
     try:
         return SamplingParams.model_validate(base.model_dump() | given)
     except ValidationError as error:
@@ -70,8 +71,23 @@ def _biases(body: GenerationBody) -> dict[int | str | bytes, float]:
     """Biases by symbol (keys of digits are ids, as at OpenAI) or text."""
     pairs = body.logit_bias or []
     if isinstance(pairs, Mapping):
-        pairs = [(int(key) if key.isdecimal() else key, bias) for key, bias in pairs.items()]
+        pairs = [(_key(key), bias) for key, bias in pairs.items()]
     return {key: -math.inf if bias is False else bias for key, bias in pairs}
+
+
+def _key(key: str) -> int | str:
+    """A symbol's id, or a text.
+
+    Raises
+    ------
+    ConfigError
+        No symbol has such an id.
+    """
+    if not key.isdecimal():
+        return key
+    if len(key) > _DIGITS:
+        raise ConfigError(f"no symbol has an id of {len(key)} digits", key="logit_bias")
+    return int(key)
 
 
 def request_of(

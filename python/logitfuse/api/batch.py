@@ -28,7 +28,7 @@ from logitfuse.api.problems import problem_of, validated
 from logitfuse.api.service import Api
 from logitfuse.batching import Event, Ticket
 from logitfuse.config import explain
-from logitfuse.errors import ConfigError
+from logitfuse.errors import BusyError, ConfigError, LogitfuseError
 from logitfuse.evaluation.table import outcome_key
 from logitfuse.journal import Journal
 from logitfuse.jsonl import BadLine, parse_object, read_objects
@@ -160,12 +160,17 @@ class Result:
         return None if self.status == 200 else str(self.body["error"]["message"])
 
 
+class StoppedError(LogitfuseError):
+    """Nothing is answered any more; another run may answer what is left."""
+
+
 class _Detail(BaseModel):
     message: str
 
 
 class _Body(BaseModel):
     error: _Detail | None = None
+    system_fingerprint: str | None = None
 
 
 class _Response(BaseModel):
@@ -199,6 +204,8 @@ class Results:
         self.path = Path(path)
         #: What went wrong with each request that was answered; None: nothing.
         self._failures: dict[str, str | None] = {}
+        #: The ensembles that answered earlier.
+        self._fingerprints: dict[str, str | None] = {}
         self._journal = Journal(path, _START, self._take)
 
     def _take(self, line: bytes) -> None:
@@ -208,6 +215,7 @@ class Results:
             raise explain(error) from None
         wrong = row.response.body.error
         self._failures[row.id] = None if wrong is None else wrong.message
+        self._fingerprints[row.id] = row.response.body.system_fingerprint
 
     def __contains__(self, request: BatchRequest) -> bool:
         return request.id in self._failures
@@ -215,6 +223,10 @@ class Results:
     def failure(self, request: BatchRequest) -> str | None:
         """What went wrong with a request that was answered."""
         return self._failures[request.id]
+
+    def fingerprint(self, request: BatchRequest) -> str | None:
+        """The ``system_fingerprint`` of a result from an earlier run, if it has one."""
+        return self._fingerprints.get(request.id)
 
     def append(self, result: Result) -> None:
         """Put a result on the disk.
@@ -253,6 +265,11 @@ def answer(api: Api, requests: Iterable[BatchRequest], keep: Callable[[Result], 
     requests : iterable of BatchRequest
     keep : callable
         Told every result as soon as it is known; what it raises ends all.
+
+    Raises
+    ------
+    StoppedError
+        The batcher has failed or is closing.
     """
     desk = _Desk(api, keep)
     try:
@@ -293,6 +310,7 @@ class _Desk:
             exchange = self._exchange(request)
             tickets = exchange.submit(self._api.batcher, partial(self._tell, request.id))
         except Exception as error:  # whatever it is: the others go on
+            self._require_batcher(error)
             self._keep(_failed(request, error))
             return
         self.calls[request.id] = _Call(request, exchange, tickets)
@@ -306,6 +324,7 @@ class _Desk:
         try:
             self.calls[key].exchange.hear(i, event)
         except Exception as error:
+            self._require_batcher(error)
             self._end(key, _failed(self.calls[key].request, error))
         else:
             self._end_if_done(key)
@@ -315,6 +334,12 @@ class _Desk:
         for call in self.calls.values():
             for ticket in call.tickets:
                 ticket.cancel()
+
+    def _require_batcher(self, error: Exception) -> None:
+        """Do not take the end of everything for the result of a request."""
+        closing = isinstance(error, BusyError) and error.closing
+        if closing or self._api.batcher.failed is not None:
+            raise StoppedError(str(error)) from error
 
     def _tell(self, key: str, i: int, event: Event) -> None:
         """For the batcher's thread."""

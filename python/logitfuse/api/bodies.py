@@ -18,10 +18,11 @@ MOST_STOPS, LONGEST_STOP, MOST_BIASES = 64, 1000, 1000
 MOST_LISTED = 20
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Symbols = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Symbol = Annotated[int, Field(ge=0, lt=2**31)]
+Symbols = list[Symbol]
 Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 Bias = float | Literal[False]
-BiasPair = Annotated[tuple[int | str, Bias], Strict(False)]  # JSON has no tuples
+BiasPair = Annotated[tuple[Symbol | str, Bias], Strict(False)]  # JSON has no tuples
 Biases = (
     Annotated[dict[str, Bias], Field(max_length=MOST_BIASES)]
     | Annotated[list[BiasPair], Field(max_length=MOST_BIASES)]
@@ -108,11 +109,16 @@ class GenerationBody(Body):
     frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="nats")
     presence_penalty: float | None = Field(None, allow_inf_nan=False, description="nats")
     seed: int | None = Field(
-        None, ge=-1, lt=2**64, description="of the first choice, one more for each; -1: random"
+        None,
+        ge=-(2**31),
+        lt=2**64,
+        description="of the first choice, one more for each; -1: random, -2 and less: plus 2^32",
     )
     logit_bias: Biases | None = Field(None, description="nats by symbol id or text; false forbids")
     max_tokens: int | None = Field(None, ge=-1, lt=2**31, description="-1: until the end")
-    n_predict: int | None = Field(None, ge=-1, lt=2**31, description="max_tokens of llama.cpp")
+    n_predict: int | None = Field(
+        None, ge=-2, lt=2**31, description="max_tokens of llama.cpp; -2: until the context is full"
+    )
     n: int | None = Field(None, ge=1, le=128, description="how many answers to each prompt")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = Field(None, description="go on where the members would end")
@@ -124,6 +130,13 @@ class GenerationBody(Body):
     logitfuse: Extension | None = None
 
     _refused = model_validator(mode="before")(refuse)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Not every answer will do."""
+        form = self.response_format
+        plain = self.json_schema is None and (form is None or form.type == "text")
+        return bool(self.grammar) or not plain
 
 
 class Part(BaseModel):

@@ -28,6 +28,7 @@ def properties(api: Api) -> dict[str, Any]:
         "llama_cpp": backend_info()["llama_cpp"],
         "slots": api.batcher.slots,
         "queue": api.batcher.queue,
+        "queue_tokens": api.batcher.queue_tokens,
         "presets": list(PRESETS),
         "pools": list(get_args(PoolName)),
         "sampling": first.config.sampling.model_dump(mode="json"),

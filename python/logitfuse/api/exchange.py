@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from logitfuse.completions import Choice, CompletionFormat, Response, usage
 from logitfuse.echo import Cut, score_tokens
 from logitfuse.errors import BusyError
 from logitfuse.strategies.base import Chunk, Step
+from logitfuse.strategies.base import Prompt as Rendered
 from logitfuse.strategies.stats import RunStats
 
 
@@ -53,6 +54,11 @@ class Seat:
     job: Job
     prompt: Prompt
     choice: Choice | None
+
+
+def n_tokens(rendered: Mapping[int, Rendered]) -> int:
+    """Tokens of a prompt, as usage counts them: those of the first member."""
+    return len(next(iter(rendered.values())).tokens)
 
 
 class Exchange:
@@ -160,7 +166,7 @@ class Exchange:
         if isinstance(event, Exception):
             raise event
         prompt, choice = self.seats[i].prompt, self.seats[i].choice
-        self._note(prompt, choice, event)
+        self._note(self.seats[i], event)
         if not self.stream or prompt.held:
             return []
         return self._marked(self._tell(prompt.choices if choice is None else [choice]))
@@ -184,13 +190,16 @@ class Exchange:
         answer = self._form.whole(self._choices, self.prompt_tokens)
         return answer | ({"logitfuse": self._summary()} if self._trace else {})
 
-    def _note(self, prompt: Prompt, choice: Choice | None, event: Chunk | Step | Done) -> None:
+    def _note(self, seat: Seat, event: Chunk | Step | Done) -> None:
         """Remember what an event says."""
+        prompt, choice = seat.prompt, seat.choice
         if isinstance(event, Step):
             prompt.steps.append(event)
         elif isinstance(event, Chunk):
             assert choice is not None
             choice.add(event)
+            if seat.job.prompts:  # it has been read; the answer may yet be broken off
+                prompt.n_tokens = n_tokens(seat.job.prompts)
             self.decisions.update(step.decision for step in event.steps)
         elif choice is None:
             self._stats.append(event.stats)

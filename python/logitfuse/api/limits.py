@@ -16,7 +16,7 @@ class Limits:
     seconds : float or None
         For an answer, its prompt included; then it ends.
     prompt : int
-        Longest prompt, in characters or symbols.
+        Longest prompt, in characters or symbols; a message of a chat counts 16 besides.
     """
 
     tokens: int | None = None

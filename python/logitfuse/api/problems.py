@@ -19,6 +19,7 @@ from logitfuse.errors import (
     LogitfuseError,
     MemberError,
     PromptError,
+    TimeLimitError,
 )
 
 B = TypeVar("B", bound=BaseModel)
@@ -82,6 +83,8 @@ class ProblemError(LogitfuseError):
 #: What the first matching class of an error means.
 _KINDS: tuple[tuple[type[Exception], Problem], ...] = (
     (ContextLengthError, Problem(400, "", code="context_length_exceeded")),
+    # Not 408 or 5xx: clients would try again by themselves.
+    (TimeLimitError, Problem(400, "", code="time_limit_exceeded")),
     (PromptError, Problem(400, "")),
     (ConfigError, Problem(400, "")),
     (FusionError, Problem(400, "")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from logitfuse import _core
 from logitfuse.api.asking import length_of, request_of, scores_prompt, top_of
 from logitfuse.api.bodies import ChatBody, CompletionBody, GenerationBody
-from logitfuse.api.exchange import Exchange, Prompt, Seat
+from logitfuse.api.exchange import Exchange, Prompt, Seat, n_tokens
 from logitfuse.api.limits import Limits
 from logitfuse.api.overrides import override
 from logitfuse.api.problems import Problem, ProblemError
@@ -21,9 +21,13 @@ from logitfuse.config import FuseConfig
 from logitfuse.echo import cut_prompt
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.evaluation.trace import trace_entry
+from logitfuse.strategies.base import Prompt as Rendered
 from logitfuse.strategies.engine import Engine
 
 Asked = str | Sequence[int]
+#: What a message of a chat counts besides its text: templates write its role, and tokens around it,
+#: which cost more to find than characters.
+_TURN = 16
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class Api:
         ProblemError, ConfigError, FusionError, PromptError
         """
         messages = [message.plain for message in body.messages]
-        self._require_short(sum(len(message["content"]) for message in messages), "messages")
+        length = sum(_TURN + len(message["content"]) for message in messages)
+        self.require_short(length, "messages")
         return self._exchange(body, ChatFormat, [(messages, "")])
 
     def completion(self, body: CompletionBody) -> Exchange:
@@ -118,12 +123,18 @@ class Api:
         spell = self.model(body.model).engine.alignment.spell
         prompts = []
         for prompt in _prompts(body.prompt):
-            self._require_short(len(prompt), "prompt")
+            self.require_short(len(prompt), "prompt")
             text = prompt if isinstance(prompt, str) else text_of(b"".join(spell(prompt)))
             prompts.append((prompt, text))
         return self._exchange(body, CompletionFormat, prompts)
 
-    def _require_short(self, length: int, param: str) -> None:
+    def require_short(self, length: int, param: str) -> None:
+        """Refuse a prompt that takes too long to be cut into tokens.
+
+        Raises
+        ------
+        ProblemError
+        """
         if length > self.limits.prompt:
             raise ProblemError(
                 Problem(
@@ -144,21 +155,21 @@ class Api:
         length = length_of(body, self.limits.tokens)
         request = request_of(body, config.sampling, length or None, self.limits.seconds)
         n = body.n or 1
-        self._require_room(len(asked) * (scores_prompt(body) + (n if length != 0 else 0)))
+        self._require_room(len(asked) * (n + (length != 0 and scores_prompt(body))))
         # Here, in the thread of the request: the batcher's own has all of them to answer.
         engine = self.batcher.engine(config)
         prompts, seats = [], []
         for k, (given, text) in enumerate(asked):
             prompt = Prompt([Choice(k * n + i, offset=len(text)) for i in range(n)])
-            own = replace(request, prompt=given)
+            own, rendered = replace(request, prompt=given), engine.render(given)
             if isinstance(body, CompletionBody) and body.echo:
                 _echo(prompt, text)
             if scores_prompt(body):
                 seats += _scoring(model, config, prompt, given, request.top_logprobs)
             if length != 0:
-                seats += _answering(Job(config, own, prompts=engine.render(given)), prompt)
+                seats += _answering(Job(config, own, prompts=rendered), prompt)
             else:
-                _silence(prompt)
+                _silence(prompt, rendered)
             prompts.append(prompt)
         trace = body.logitfuse is not None and bool(body.logitfuse.trace)
         options = body.stream_options
@@ -166,7 +177,7 @@ class Api:
             model.name,
             top_of(body),
             trace=partial(trace_entry, names=model.members) if trace else None,
-            system_fingerprint=_fingerprint(config),
+            system_fingerprint=fingerprint(config),
         )
         return Exchange(
             prompts,
@@ -234,8 +245,9 @@ def _answering(job: Job, prompt: Prompt) -> list[Seat]:
     return seats
 
 
-def _silence(prompt: Prompt) -> None:
+def _silence(prompt: Prompt, rendered: Mapping[int, Rendered]) -> None:
     """No answer is wanted."""
+    prompt.n_tokens = n_tokens(rendered)
     for choice in prompt.choices:
         choice.finish_reason, choice.complete = "length", True
 
@@ -246,7 +258,7 @@ def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> Sequence[A
     return given if several else [given]  # type: ignore[list-item, return-value]
 
 
-def _fingerprint(config: FuseConfig) -> str:
+def fingerprint(config: FuseConfig) -> str:
     """The same for answers that the same seed makes the same."""
     said = f"{_core.__version__} {config.model_dump_json()}"
     return f"fp_{hashlib.sha256(said.encode()).hexdigest()[:12]}"

@@ -20,9 +20,10 @@ def tokenize(api: Api, body: TokenizeBody) -> dict[str, Any]:
     ProblemError, ConfigError
     """
     engine = api.model(body.model).engine
-    text = body.prompt if body.content is None else body.content
+    text, param = (body.prompt, "prompt") if body.content is None else (body.content, "content")
     if text is None:
         raise ConfigError("give the text as 'content' or as 'prompt'", key="content")
+    api.require_short(len(text), param)
     symbols = tokenize_text(engine, text.encode(), special=True)
     scribe = engine.members[engine.scribe]
     begins = engine.alignment.identical and scribe.model.add_bos
@@ -64,6 +65,7 @@ def detokenize(api: Api, body: DetokenizeBody) -> dict[str, Any]:
     ProblemError, ConfigError
     """
     alignment = api.model(body.model).engine.alignment
+    api.require_short(len(body.tokens), "tokens")
     try:
         text = text_of(b"".join(alignment.spell(body.tokens)))
     except PromptError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +139,8 @@ class Run:
 
     def resume(self, results: Results, *, retry: bool) -> None:
         """Answer what has no result yet; says what is kept when that is cut short."""
+        from logitfuse.api.batch import StoppedError
+
         todo = []
         for request in self.requests:
             wrong = results.failure(request) if request in results else None
@@ -146,6 +148,8 @@ class Run:
                 todo.append(request)
             elif wrong is not None:
                 self.failures.append((request.custom_id, wrong))
+
+        self._note_others(results, {request.id for request in todo})
 
         def keep(result: Result) -> None:
             try:
@@ -157,9 +161,26 @@ class Run:
 
         try:
             self.answer(todo, keep)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedError):
             output.note(self._kept(results.path))
             raise
+
+    def _note_others(self, results: Results, todo: Container[str]) -> None:
+        """Say how many results that stay are not of these ensembles."""
+        from logitfuse.api.service import fingerprint
+
+        own = {None, *map(fingerprint, self.configs)}
+        n = sum(
+            request.id not in todo
+            and not request.body.get("logitfuse")  # that may make it another one
+            and results.fingerprint(request) not in own
+            for request in self.requests
+        )
+        if n:
+            output.note(
+                f"{output.some(n, 'result')} from before came from another ensemble "
+                "(system_fingerprint); give another file of results to ask all again"
+            )
 
     def _kept(self, path: Path) -> str:
         new = output.some(self.answered, "new result")

@@ -88,7 +88,12 @@ def serve(
 def _load(configs: Sequence[FuseConfig], settings: Settings) -> Batcher:
     from logitfuse.batching import Batcher
 
-    return Batcher(configs, slots=settings.parallel, queue=settings.queue)
+    return Batcher(
+        configs,
+        slots=settings.parallel,
+        queue=settings.queue,
+        queue_tokens=settings.queue_tokens,
+    )
 
 
 def _say_ready(address: str, names: Sequence[str]) -> None:

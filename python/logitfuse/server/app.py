@@ -8,21 +8,19 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from logitfuse._core import __version__
 from logitfuse.batching import Batcher
 from logitfuse.server import problems
-from logitfuse.server.gate import KeyMiddleware, LogMiddleware
+from logitfuse.server.gate import HostMiddleware, KeyMiddleware, LogMiddleware, ReaderMiddleware
 from logitfuse.server.routes import about, answers, public
 from logitfuse.server.settings import Settings
 from logitfuse.server.state import State
 
-#: Names of this machine.  A page of another site can have its own name mean this machine, and then
-#: ask as if it were ours; it cannot have the request bear one of these.
-_LOCAL = ["localhost", "127.0.0.1", "[::1]"]
+#: Names of this machine.
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def make_app(source: Batcher | Callable[[], Batcher], settings: Settings | None = None) -> FastAPI:
@@ -72,13 +70,15 @@ def _add_middleware(app: FastAPI, state: State) -> None:
     settings = state.settings
     if state.keys:
         app.add_middleware(KeyMiddleware, keys=state.keys)
-    elif settings.is_local:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL, settings.host])
+    elif settings.is_local or settings.allowed_host:
+        app.add_middleware(HostMiddleware, names=[*_LOCAL, settings.host, *settings.allowed_host])
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's client sends many of its own
+            expose_headers=["Retry-After"],
         )
     app.add_middleware(LogMiddleware, state=state)
+    app.add_middleware(ReaderMiddleware)

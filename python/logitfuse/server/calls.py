@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
+from anyio import CancelScope, to_thread
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from logitfuse.api.bodies import GenerationBody
 from logitfuse.api.exchange import Exchange
 from logitfuse.batching import Event, Ticket
 from logitfuse.completions import Response as Object
 from logitfuse.server.metrics import Meter
 from logitfuse.server.problems import foreseen
 from logitfuse.server.state import State
+
+B = TypeVar("B", bound=GenerationBody)
 
 #: Seconds without anything to tell after which a stream shows that it lives.
 KEEP_ALIVE = 15.0
@@ -32,11 +39,6 @@ class Call:
     state : State
     exchange : Exchange
 
-    Attributes
-    ----------
-    begun : bool
-        It does not wait any more.
-
     Raises
     ------
     BusyError
@@ -45,7 +47,6 @@ class Call:
 
     def __init__(self, state: State, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.begun = False
         self._state = state
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -74,7 +75,6 @@ class Call:
                 i, event = await self._events.get()
         except TimeoutError:
             return None
-        self.begun = True
         self._meter.hear(i, event)
         return self.exchange.hear(i, event)
 
@@ -85,6 +85,31 @@ class Call:
             for ticket in self._tickets:
                 ticket.cancel()
             self._meter.end()
+
+
+async def prepare(
+    state: State, request: Request, make: Callable[[B], Exchange], body: B
+) -> Exchange:
+    """The exchange of a body, made in a worker thread.
+
+    Constraints are tried there, which may take seconds; so they have threads of their own.
+
+    Raises
+    ------
+    ClientDisconnect
+        The client has left.
+    BusyError
+        Too many constraints wait to be tried.
+    LogitfuseError
+    """
+    if not body.is_constrained:
+        return await run_in_threadpool(make, body)
+    with state.trial() as limiter, CancelScope() as scope:
+        async with _watched(request, scope.cancel):
+            exchange = await to_thread.run_sync(make, body, limiter=limiter)
+    if scope.cancel_called:
+        raise ClientDisconnect
+    return exchange
 
 
 async def answer(state: State, request: Request, exchange: Exchange) -> Response:
@@ -99,7 +124,7 @@ async def answer(state: State, request: Request, exchange: Exchange) -> Response
     request.state.exchange = exchange
     call = Call(state, exchange)
     try:
-        async with _watched(request, call):
+        async with _watched(request, partial(call.abort, ClientDisconnect())):
             if exchange.stream:
                 begun = exchange.begin()
                 more = [] if exchange.done else await call.objects(KEEP_ALIVE)
@@ -114,13 +139,13 @@ async def answer(state: State, request: Request, exchange: Exchange) -> Response
 
 
 @asynccontextmanager
-async def _watched(request: Request, call: Call) -> AsyncIterator[None]:
-    """Abort a call as soon as its client leaves."""
+async def _watched(request: Request, leave: Callable[[], object]) -> AsyncIterator[None]:
+    """Call something as soon as a client leaves."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        call.abort(ClientDisconnect())
+        leave()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastapi import Request, Response
@@ -25,8 +26,12 @@ _log = logging.getLogger("logitfuse.server")
 _OPEN = {"/", "/health"}
 #: Seconds in which a body must have arrived.
 BODY_TIMEOUT = 30.0
-#: Longest path in the log.
+#: Seconds after which a client must have read on.
+SEND_TIMEOUT = 60.0
+#: Longest path in the log, and longest host in a message.
 _LOGGED = 120
+#: An address of IPv6 in brackets or a name, and perhaps a port.
+_HOST = re.compile(r"(?:\[(.*)\]|([^:]*))(?::\d*)?")
 
 _UNAUTHORISED = Problem(
     401,
@@ -57,10 +62,83 @@ class KeyMiddleware:
 
     def _knows(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")
+        given = key.strip(" \t").encode("latin-1")  # other blanks may be bytes of a key
         # All are compared, so that the time tells nothing.
         found = [hmac.compare_digest(given, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(found)
+
+
+class HostMiddleware:
+    """Lets nobody in who calls this machine by a name that it does not know.
+
+    A page of another site can have its own name mean this machine, and then ask as if it were ours;
+    it cannot have the request bear one of ours.
+
+    Parameters
+    ----------
+    app : ASGI application
+    names : iterable of str
+        Names and addresses; ports do not matter.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
+        self._app = app
+        self._names = {_without_port(name) for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        if scope["type"] != "http" or _without_port(host) in self._names:
+            await self._app(scope, receive, send)
+        else:
+            await respond(_foreign(host[:_LOGGED]))(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header."""
+    found = _HOST.fullmatch(host.lower())
+    return (found[1] or found[2] or "") if found else host.lower()
+
+
+def _foreign(host: str) -> Problem:
+    return Problem(
+        400,
+        f"'{host}' is no name of this server (see the request's Host header); if it is to be one, "
+        f"start the server with --allowed-host {host or 'NAME'}, or with --api-key KEY",
+        code="unknown_host",
+    )
+
+
+class ReaderMiddleware:
+    """Leaves clients that do not read what they asked for.
+
+    Parameters
+    ----------
+    app : ASGI application
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        late = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal late
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await send(message)
+            except TimeoutError:
+                late = True
+                raise
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except TimeoutError:
+            if not late:
+                raise
+            _log.info("a client has read nothing for %g seconds and is left", SEND_TIMEOUT)
 
 
 class LogMiddleware:
@@ -123,7 +201,7 @@ class JsonRequest(Request):
         Raises
         ------
         BodyError
-            It is said to be no JSON (415), too long (413) or too slow (408).
+            It is said to be compressed or no JSON (415), too long (413) or too slow (408).
         """
         if not hasattr(self, "_body"):
             self._require_json()
@@ -138,6 +216,10 @@ class JsonRequest(Request):
 
     def _require_json(self) -> None:
         """Browsers send nothing else to foreign servers without asking these first."""
+        coding = self.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            message = f"bodies must come as they are, not with the Content-Encoding '{coding}'"
+            raise BodyError(Problem(415, message, code="unsupported_media_type"))
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             message = f"the body must have the Content-Type application/json, not '{kind}'"

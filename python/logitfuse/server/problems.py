@@ -56,4 +56,7 @@ def respond(problem: Problem) -> Response:
 async def handle(request: Request, error: Exception) -> Response:
     """For FastAPI: respond to what its router refuses."""
     del request
-    return respond(foreseen(error))
+    response = respond(foreseen(error))
+    if isinstance(error, StarletteHTTPException):
+        response.headers.update(error.headers or {})  # the methods that are allowed
+    return response

@@ -60,7 +60,7 @@ def _streamed(whole: type) -> dict[int | str, dict[str, Any]]:
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer a chat; every member reads it through its own template."""
     state = _state(request)
-    exchange = await run_in_threadpool(state.api.chat, body)
+    exchange = await calls.prepare(state, request, state.api.chat, body)
     _note_prompt(state, body.messages)
     return await calls.answer(state, request, exchange)
 
@@ -69,7 +69,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue a text, or several."""
     state = _state(request)
-    exchange = await run_in_threadpool(state.api.completion, body)
+    exchange = await calls.prepare(state, request, state.api.completion, body)
     _note_prompt(state, body.prompt)
     return await calls.answer(state, request, exchange)
 
@@ -81,6 +81,7 @@ async def embeddings() -> Response:
     raise ProblemError(Problem(501, message, code="not_implemented"))
 
 
+@answers.get("/models/", response_model=objects.ModelList, include_in_schema=False)
 @answers.get("/models", response_model=objects.ModelList)
 async def models(request: Request) -> dict[str, Any]:
     """The ensembles that are served."""
@@ -115,12 +116,14 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
     return tokens.info(_state(request).api)
 
 
+@public.head("/", include_in_schema=False)
 @public.get("/", response_class=HTMLResponse)
 async def show_page() -> Response:
     """A page to chat with the ensembles, which shows who wanted what."""
     return HTMLResponse(page(), headers=_PAGE_HEADERS | {"Content-Security-Policy": policy()})
 
 
+@public.head("/health", include_in_schema=False)
 @public.get("/health", response_model=objects.Health, responses={503: {"model": objects.Health}})
 async def health(request: Request) -> Response:
     """Whether the server answers."""

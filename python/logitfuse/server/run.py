@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 import uvicorn
 
 from logitfuse.batching import Batcher
-from logitfuse.errors import ConfigError
+from logitfuse.errors import ConfigError, LogitfuseError
 from logitfuse.server.app import make_app
+from logitfuse.server.connections import Connections
 from logitfuse.server.settings import Settings
 from logitfuse.server.state import State
 
@@ -45,7 +46,7 @@ def run(source: Callable[[], Batcher], settings: Settings, ready: Ready) -> None
     ConfigError
         The address cannot be had; other machines would be served without a key.
     LogitfuseError
-        The models cannot be loaded.
+        The models cannot be loaded, or the batcher has failed.
     """
     app = make_app(source, settings)
     state: State = app.state.server
@@ -55,6 +56,7 @@ def run(source: Callable[[], Batcher], settings: Settings, ready: Ready) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_graceful_shutdown=_GOODBYE,
     )
     asyncio.run(_serve(_Server(config, state, listener, ready), state))
@@ -66,6 +68,10 @@ async def _serve(server: _Server, state: State) -> None:
     if not state.loading.done():
         os._exit(0)  # nothing can stop a thread that loads models, and nothing is lost
     state.loading.result()
+    if state.failure is not None:
+        raise LogitfuseError(
+            f"the batcher has failed ({state.failure!r}); start the server anew"
+        ) from state.failure
 
 
 class _Server(uvicorn.Server):
@@ -78,6 +84,7 @@ class _Server(uvicorn.Server):
         self._state = state
         self._listener = listener
         self._ready: Ready | None = ready
+        self._connections = Connections()
         self._deadline: float | None = None  #: set by a signal
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,12 +122,17 @@ class _Server(uvicorn.Server):
             self._ready = None
         if self._deadline is not None:
             self._drain(self._deadline)
+        if self._state.failure is not None:  # all have been told
+            self.should_exit = True
+        self._connections.look(self.server_state.connections)
         return await super().on_tick(counter)
 
     def _drain(self, deadline: float) -> None:
         late = time.monotonic() >= deadline
-        if late or not self._state.draining:
-            self._state.drain(running=late)
+        if not self._state.draining:
+            self._state.drain()
+        if late:
+            self._state.abort()
         self.should_exit = late or not self._state.calls
 
 

@@ -21,6 +21,12 @@ class Settings(BaseModel):
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     parallel: int = Field(4, ge=1, description="Requests that are answered at once.")
     queue: int = Field(64, ge=0, description="Requests that may wait; more are sent away (429).")
+    queue_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Prompt tokens that all requests may have which are answered or wait; more are "
+        "sent away (429).",
+    )
     api_key: list[str] = Field(
         default_factory=list, description="Key that requests must bring (Bearer); repeat it."
     )
@@ -30,8 +36,17 @@ class Settings(BaseModel):
         default_factory=list,
         description="Origin whose pages may ask from browsers (https://example.org); repeat it.",
     )
+    allowed_host: list[str] = Field(
+        default_factory=list,
+        description="Another name of this machine (host.docker.internal) that requests may call it "
+        "by where they bring no key; repeat it.",
+    )
     max_body: int = Field(2_000_000, ge=1, description="Longest body of a request, bytes.")
-    max_prompt: int = Field(200_000, ge=1, description="Longest prompt, characters or tokens.")
+    max_prompt: int = Field(
+        200_000,
+        ge=1,
+        description="Longest prompt, characters or tokens; a message of a chat counts 16 besides.",
+    )
     max_tokens: int | None = Field(
         None, ge=1, description="Most tokens of an answer, whatever is asked for."
     )

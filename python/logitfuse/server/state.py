@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter
 
 from logitfuse.api.problems import SERVER, Problem, ProblemError
 from logitfuse.api.service import Api
@@ -22,6 +25,8 @@ _log = logging.getLogger("logitfuse.server")
 
 #: Seconds after which a client may try again.
 _RETRY_AFTER = 2.0
+#: Threads for trials of constraints, of which `logitfuse.grammar` makes as many at a time.
+_TRIALS = 2
 
 
 class State:
@@ -39,6 +44,8 @@ class State:
         Those that are being answered.
     draining : bool
         No new ones are taken.
+    trials : int
+        Bodies whose constraints are being tried, or wait for that: it may take seconds.
     created : int
         When the models were loaded, Unix time.
 
@@ -57,15 +64,24 @@ class State:
         self.created = 0
         self._source = source
         self._api: Api | None = None
+        self.trials = 0
+        self._limiter = CapacityLimiter(_TRIALS)
         #: Of `load`, once the application runs.
         self.loading: asyncio.Task[None] | None = None
 
     @property
     def status(self) -> str:
         """Of the server, in a word or two."""
+        if self.failure is not None:
+            return "failed"
         if self.draining:
             return "shutting down"
         return "loading model" if self._api is None else "ok"
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing will ever be answered again."""
+        return None if self._api is None else self._api.batcher.failed
 
     @property
     def api(self) -> Api:
@@ -74,9 +90,9 @@ class State:
         Raises
         ------
         ProblemError
-            The models are being loaded, or the server is shutting down (503).
+            The models are being loaded, or the server is shutting down or has failed (503).
         """
-        if self._api is None or self.draining:
+        if self._api is None or self.status != "ok":
             problem = Problem(
                 503,
                 f"the server cannot answer now: {self.status}",
@@ -106,13 +122,38 @@ class State:
         self.metrics.watch(batcher)
         self.created = int(time.time())
 
-    def drain(self, *, running: bool = False) -> None:
-        """Take no new calls, and send away those that wait; with `running`, all of them."""
+    @contextmanager
+    def trial(self) -> Iterator[CapacityLimiter]:
+        """Room for a body whose constraint must be tried; gives what limits its worker thread.
+
+        Raises
+        ------
+        ProblemError, BusyError
+        """
+        batcher = self.api.batcher
+        waiting = self.trials - _TRIALS
+        if waiting >= batcher.slots + batcher.queue:
+            raise BusyError(
+                f"{waiting} constraints wait to be tried; come again later",
+                retry_after=_RETRY_AFTER,
+            )
+        self.trials += 1
+        try:
+            yield self._limiter
+        finally:
+            self.trials -= 1
+
+    def drain(self) -> None:
+        """Take no new calls, and send away what waits; what is being read or answered goes on."""
         self.draining = True
+        if self._api is not None:
+            self._api.batcher.drain()
+
+    def abort(self) -> None:
+        """Send away what runs, too."""
         gone = BusyError("the server is shutting down", retry_after=_RETRY_AFTER, closing=True)
         for call in self.calls:
-            if running or not call.begun:
-                call.abort(gone)
+            call.abort(gone)
 
     async def close(self) -> None:
         """Free the models, if they were loaded here."""
