@@ -16,6 +16,7 @@ Each says what was wrong, the value, and what to do; the data is also on the err
     │   └── UnsupportedTokenizerError      .model_type
     ├── FusionError                        (ValueError)  .member  rows, weights, pools, sampling
     ├── ConfigError                        (ValueError)  .path .key
+    ├── TimeLimitError                     .seconds
     └── BusyError                          .retry_after .closing  come again later
 """
 

@@ -91,13 +91,14 @@ def ask(
     config: FuseConfig | None = None,
     text: str | None = None,
     after: Ticket | None = None,
+    group: object = None,
     **options: Any,
 ) -> Heard:
     """Submit a job."""
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     wanted = {"prompt": PROMPT, "max_tokens": 24} | options
     request = Request(sampling=sampling or SamplingParams(temperature=0), **wanted)
-    job = Job(config or batcher.configs[0], request, text, after)
+    job = Job(config or batcher.configs[0], request, text, after, group)
     return Heard(batcher.submit(job, events.put), events)
 
 

@@ -166,6 +166,17 @@ class TestQueue:
             assert first.done
             assert first.finish == "length"
 
+    def test_draining_lets_answers_be_whole(self, wide_models: Models) -> None:
+        """Those of which a part is done."""
+        with running(config_of(wide_models, "gpt2"), slots=1) as batcher:
+            first = ask(batcher, max_tokens=60, ignore_end=True, group="one")
+            first.take()
+            parts = [ask(batcher, max_tokens=3, group="one") for _ in range(2)]
+            other = ask(batcher, group="another")
+            batcher.drain()
+            assert isinstance(other.wait().end, BusyError)
+            assert all(one.done for one in (first, *parts))
+
     def test_closing_ends_all_within_a_step(self, wide_models: Models) -> None:
         with running(config_of(wide_models, "gpt2", "smol"), slots=2) as batcher:
             heard = [ask(batcher, max_tokens=None, ignore_end=True) for _ in range(4)]

@@ -159,9 +159,8 @@ class TestLayers:
         for module in modules():
             if module.startswith("strategies/"):
                 others = {name for name in imports(module) if "logitfuse.strategies" in name}
-                shared = tuple(
-                    f"logitfuse.strategies.{room}" for room in ("base", "engine", "stats", "tokens")
-                )
+                rooms = ("base", "engine", "prompts", "stats", "tokens")
+                shared = tuple(f"logitfuse.strategies.{room}" for room in rooms)
                 assert all(name.startswith(shared) for name in others), module
 
     def test_only_the_bindings_know_python(self) -> None:

@@ -145,7 +145,8 @@ class Exchange:
         try:
             for i, seat in enumerate(self.seats):
                 after = None if seat.choice is None else first.get(seat.prompt)
-                ticket = batcher.submit(replace(seat.job, after=after), partial(listener, i))
+                job = replace(seat.job, after=after, group=self)
+                ticket = batcher.submit(job, partial(listener, i))
                 tickets.append(ticket)
                 if seat.choice is not None:
                     first.setdefault(seat.prompt, ticket)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -40,6 +40,8 @@ class Job:
         It is scored (see `Engine.score`); by default the request is answered.
     after : Ticket, optional
         Begin when this one's prompt has been read, to share it.
+    group : object
+        Jobs of one group are parts of one answer: while one of them is done, none is sent away.
     prompts : mapping of int to Prompt, optional
         The request's prompt as `Engine.render` gives it, if that has been done: it takes time, in
         which the batcher answers nobody.
@@ -49,6 +51,7 @@ class Job:
     request: Request
     text: str | bytes | None = None
     after: Ticket | None = None
+    group: object = None
     prompts: Mapping[int, Prompt] | None = None
 
 
@@ -234,13 +237,21 @@ class Batcher:
         """Accept nothing more; what runs goes on, what waits is sent away."""
         with self._lock:
             self._closing = True
-            waiting, self._waiting = self._waiting, deque()
-        for ticket in waiting:
+            groups = {ticket.job.group for ticket in tuple(self._running)} - {None}
+        self._send_away(groups)
+
+    def _send_away(self, but: Collection[object] = ()) -> None:
+        """Let nobody wait but jobs of these groups."""
+        with self._lock:
+            gone = [ticket for ticket in self._waiting if ticket.job.group not in but]
+            self._waiting = deque(t for t in self._waiting if t.job.group in but)
+        for ticket in gone:
             ticket.tell(self._shutting_down())
 
     def close(self) -> None:
         """End everything within a step, and free the models."""
         self.drain()
+        self._send_away()
         self._stopping = True
         for ticket in tuple(self._running):
             ticket.cancel()
@@ -262,6 +273,7 @@ class Batcher:
             _log.exception("the batcher has failed")
             self.failed = error
             self.drain()
+            self._send_away()
             for ticket in tuple(self._running):
                 ticket.tell(LogitfuseError(f"the batcher has failed, start it anew: {error!r}"))
 
@@ -275,11 +287,9 @@ class Batcher:
             try:
                 slot, prompts = self._place(ticket.job)
             except Exception as error:  # whatever it is: the others go on
+                self._running.discard(ticket)
                 ticket.tell(error)
                 continue
-            self._running.add(ticket)
-            if self._stopping:  # after `close` has cancelled those that ran
-                ticket.cancel()
             self._conductor.start(partial(self._work, ticket, slot, prompts), ticket.task)
 
     def _next(self) -> Ticket | None:
@@ -290,6 +300,7 @@ class Batcher:
                 first = ticket.job.after
                 if first is None or first.begun.is_set() or first.task.cancelled:
                     self._waiting.remove(ticket)
+                    self._running.add(ticket)
                     return ticket
         return None
 
