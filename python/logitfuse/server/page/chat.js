@@ -54,6 +54,7 @@ async function answerTurn(turn) {
   chat.control = control;
   chat.sticky = true;
   refresh(held);
+  turn.reply.count();
   follow();
   speak.begin();
   let awaited = 0; // the frame that will show what has come
