@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ _BLANKS = r" |\n{1,2}[ \t]{0,20}"
 _COMPACT = "whitespace_flexible"
 #: Which tokens spell what is certain to come is left to the members.
 _OPTIONS = '%llguidance {"no_forcing": true}'
+#: Characters: what is longer takes a second or more to understand.
+_LONGEST = 200_000
 #: What messages call a constraint, and the key that they name.
 _NAMES = {
     "schema": ("JSON schema", "json_schema"),
@@ -53,8 +56,10 @@ class Constraint:
     Raises
     ------
     ConfigError
-        The text is no such thing, or is too complex, or llguidance cannot enforce all of it; or
-        llguidance is not installed.
+        The text is no such thing, or is too long or too complex, or llguidance cannot enforce all
+        of it; or llguidance is not installed.
+    BusyError
+        The machine has too much to do to find that out.
     """
 
     kind: ConstraintKind
@@ -65,18 +70,25 @@ class Constraint:
             known = ", ".join(_NAMES)
             raise ConfigError(f"unknown kind of constraint '{self.kind}'; known: {known}")
         name, key = _NAMES[self.kind]
+        if len(self.text) > _LONGEST:
+            raise ConfigError(
+                f"the {name} has {len(self.text):,} characters; at most {_LONGEST:,} are taken",
+                key=key,
+            )
         try:
             self.text.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"the {name} holds half a character: {error}", key=key) from None
-        try:
-            wrong = fault(self.grammar)
-        except TimeoutError as error:
-            wrong = str(error)
+        wrong = fault(self.digest, lambda: self.grammar)
         if self.kind != "lark":  # there is no such place in the text
             wrong = re.sub(r"^at \d+\(\d+\): ", "", wrong)
         if wrong:
             raise ConfigError(f"the {name} cannot be used: {wrong}", key=key)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Stands for the constraint where grammars are kept."""
+        return hashlib.sha256(f"{self.kind} {self.text}".encode()).digest()
 
     @cached_property
     def grammar(self) -> str:
@@ -126,6 +138,8 @@ def constraint_of(
     ------
     ConfigError
         More than one thing is asked for, or something that cannot be had.
+    BusyError
+        See `Constraint`.
     """
     schema = _schema_of(response_format) if response_format is not None else None
     wanted = {"response_format": schema, "grammar": grammar or None, "json_schema": json_schema}

@@ -2,7 +2,14 @@
 
 GBNF knows no lexer: a grammar says which characters may follow, one at a time.  Lark's lexer takes
 the longest match, so that ``[a-z]+ "x"`` as two terminals never ends.  Here every terminal is one
-character, and the languages are the same.
+character, and the languages are the same.  It costs time where anything may follow, as in strings
+of JSON: masks of a large vocabulary take 15 ms, of a JSON schema 0.2 ms, since the library then
+walks all tokens character by character (its "slices" are for longer terminals).  ``[a-z]*`` could
+be one terminal only where nothing that begins with such a letter could stand instead of it or
+follow, which a look at the rule alone cannot tell.
+
+What costs more with each character is rewritten: a rule that ends with itself (``list ::= item list
+| item``) is a repetition.
 
 The syntax is that of llama.cpp's own parser (``grammars/README.md`` there), but for its references
 to tokens: members with different vocabularies have no tokens in common.
@@ -11,15 +18,22 @@ to tokens: members with different vocabularies have no tokens in common.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import TypeAlias
 
 from logitfuse.errors import ConfigError
+
+#: Alternatives, each a sequence of items.
+_Choices: TypeAlias = list[list[str]]
 
 #: Parentheses in parentheses.
 _DEEPEST = 64
 _ESCAPES = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]"}
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
-#: What can be repeated as it stands.
+#: What can be repeated as it stands; nothing; and what repeats something never.
 _ATOM = re.compile(r"\w+|/[^/]*/")
+_NOTHING = '""'
+_NEVER = re.compile(r"\{\s*0+\s*(,\s*0+\s*)?\}")
 _SURROGATES = range(0xD800, 0xE000)
 
 
@@ -43,8 +57,8 @@ class _Reader:
         self._depth = 0
         self._names: dict[str, str] = {"root": "r0"}
         self._used: dict[str, int] = {"root": 0}  # and where
-        self._rules: dict[str, str] = {}
-        self._parts: dict[str, str] = {}  # rules that have no name in the grammar
+        self._rules: dict[str, _Choices] = {}
+        self._parts: dict[str, _Choices] = {}  # rules that have no name in the grammar
 
     def read(self) -> str:
         """All of it."""
@@ -55,8 +69,9 @@ class _Reader:
             if name not in self._rules:
                 self._at = at
                 raise self._error(f"there is no rule '{name}'")
-        rules = {self._names[name]: body for name, body in self._rules.items()} | self._parts
-        return "\n".join(["start: r0", *(f"{name}: {body}" for name, body in rules.items())])
+        rules = {self._names[name]: body for name, body in self._rules.items()}
+        rules = {name: self._looped(name, body) for name, body in rules.items()} | self._parts
+        return "\n".join(["start: r0", *(f"{name}: {_told(body)}" for name, body in rules.items())])
 
     def _rule(self) -> None:
         name = self._match(r"[A-Za-z0-9-]+")
@@ -72,20 +87,20 @@ class _Reader:
             raise self._error(f"unexpected {self._text[self._at]!r}")
         self._skip(lines=True)
 
-    def _choice(self) -> str:
+    def _choice(self) -> _Choices:
         """Alternatives; on the outermost level they end with the line."""
         choices = [self._sequence()]
         while self._match(r"\|"):
             self._skip(lines=True)
             choices.append(self._sequence())
-        return " | ".join(choices)
+        return choices
 
-    def _sequence(self) -> str:
+    def _sequence(self) -> list[str]:
         items: list[str] = []
         while item := self._item():
             self._skip(lines=self._depth > 0)
             items.append(self._repeated(item))
-        return " ".join(items) or '""'
+        return items
 
     def _item(self) -> str:
         """What stands for itself; empty: nothing does here."""
@@ -117,17 +132,49 @@ class _Reader:
         self._depth -= 1
         return self._part(inside)
 
-    def _part(self, body: str) -> str:
+    def _part(self, body: _Choices) -> str:
         """A rule of its own: llguidance takes few parentheses in one another."""
         name = f"p{len(self._parts)}"
         self._parts[name] = body
         return name
 
+    def _looped(self, name: str, choices: _Choices) -> _Choices:
+        """The rule ``r: a r | b`` as ``r: a* b``, which is the same whatever `a` and `b` are.
+
+        Of a rule that ends with itself, llguidance has every one open, up to 2,000 of them.
+        """
+        choices = list(self._unfolded(name, choices))
+        again = [choice[:-1] for choice in choices if choice[1:] and choice[-1] == name]
+        rest = [choice for choice in choices if choice[-1:] != [name]]
+        if not again or not rest:
+            return choices
+        return [[f"{self._one(again)}*", *([] if rest == [[]] else [self._one(rest)])]]
+
+    def _unfolded(self, name: str, choices: _Choices) -> Iterator[list[str]]:
+        """Alternatives without groups at their ends that end with the rule: ``r: (a r)?``."""
+        for choice in choices:
+            last = choice[-1] if choice else ""
+            group = self._parts.get(last.removesuffix("?"), [])
+            if all(inner[-1:] != [name] for inner in group):
+                yield choice
+                continue
+            before = [self._one([choice[:-1]])] if choice[1:] else []
+            yield from ([*before, *inner] for inner in group)
+            if last.endswith("?"):
+                yield before
+
+    def _one(self, body: _Choices) -> str:
+        """Alternatives as something that can be repeated."""
+        if len(body) == 1 and len(body[0]) == 1 and _ATOM.fullmatch(body[0][0]):
+            return body[0][0]
+        return self._part(body)
+
     def _literal(self) -> str:
-        characters = []
+        characters: list[str] = []
         while not self._match('"'):
-            characters.append(f"/{_code(self._character('a string'))}/")
-        return " ".join(characters) or '""'
+            plain = self._match(r'[^"\\]+') or self._character("a string")
+            characters += [f"/{_code(character)}/" for character in plain]
+        return " ".join(characters) or _NOTHING
 
     def _one_of(self) -> str:
         negated = "^" if self._match(r"\^") else ""
@@ -165,7 +212,10 @@ class _Reader:
         """An item with what is behind it: ``*``, ``+``, ``?`` or ``{m,n}``, any number of them."""
         while mark := self._match(r"[*+?]|\{\s*\d+\s*(,\s*\d*\s*)?\}"):
             self._skip(lines=self._depth > 0)
-            item = f"{item if _ATOM.fullmatch(item) else self._part(item)}{''.join(mark.split())}"
+            if _NEVER.fullmatch(mark):
+                item = _NOTHING
+            else:
+                item = f"{self._one([[item]])}{''.join(mark.split())}"
         if self._match(r"\{"):
             raise self._error("repetitions are {m}, {m,} or {m,n}")
         return item
@@ -189,3 +239,7 @@ class _Reader:
 
 def _code(character: str) -> str:
     return rf"\x{{{ord(character):x}}}"
+
+
+def _told(choices: _Choices) -> str:
+    return " | ".join(" ".join(choice) or _NOTHING for choice in choices)

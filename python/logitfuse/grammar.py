@@ -4,34 +4,40 @@ llguidance (https://github.com/guidance-ai/llguidance) bounds the work of a step
 that it does with a grammar before the first one: a schema with many patterns for one string takes
 years, and rules that name one another in a long chain overflow the stack and end the process.  So a
 grammar is first tried by a process of its own (``python -m logitfuse.grammar``), which has little
-memory and a small stack, and for which nobody waits for ever.
+time, little memory and a small stack, and which ends by itself when nobody waits any more.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
-from logitfuse.errors import ConfigError
+from logitfuse.errors import BusyError, ConfigError
+from logitfuse.kept import Kept
 
 #: What a step may cost (see ``llguidance.LLParserLimits``).  With a large vocabulary half a million
 #: items take a quarter of a second, and a grammar of single characters needs nearly as many.
 LIMITS: dict[str, Any] = {"step_max_items": 500_000, "verbose_errors": False}
-#: What a trial may cost: seconds, and bytes.  The stack is less than any thread of Python has, so
-#: that what passes here passes everywhere.
-_PATIENCE, _MEMORY, _STACK = 10, 1 << 30, 1 << 20
-#: So many trials at a time.
+#: What a trial may cost: seconds of computing, once Python and llguidance have started, and bytes.
+#: Each member's first reply costs as much again, and a schema of 100 kB takes a tenth of a second:
+#: machines that are ten times slower take it as well.  The stack is less than any thread of Python
+#: has, so that what passes here passes everywhere.
+_SECONDS, _MEMORY, _STACK = 1.0, 1 << 29, 1 << 20
+#: So many trials at a time; how many seconds a grammar waits for its turn, and for its verdict.
 _TRIALS = threading.BoundedSemaphore(2)
+_TURN, _VERDICT = 5.0, 10.0
 #: llguidance takes tokens that begin with this byte for special ones; no UTF-8 text has it.
 _MARKER = b"\xff"
-#: Verdicts that are remembered, and the most characters of one.
-_REMEMBERED, _LINE = 256, 200
+#: The most characters of a verdict.
+_LINE = 200
+#: What is wrong with the grammars that were tried last.
+_VERDICTS: Kept[str] = Kept(1024)
 
 
 def library() -> Any:
@@ -87,42 +93,59 @@ def reason(message: str) -> str:
     if message.startswith("NoExtension"):
         return "no text fits it"
     first, *rest = message.splitlines() or [""]
+    if first.startswith("panic: ") or " panicked at " in first:  # of no use to anybody
+        return "it is too complex"
     if len(first) > _LINE:
         first = first[:_LINE] + "..."
     causes = [line.removeprefix("error: ") for line in rest if line.startswith("error: ")]
     return ": ".join([first.rstrip(" :"), *causes])
 
 
-@lru_cache(_REMEMBERED)
-def fault(grammar: str) -> str:
+def fault(key: bytes, grammar: Callable[[], str]) -> str:
     """What is wrong with a grammar; empty: nothing.
+
+    Parameters
+    ----------
+    key : bytes
+        Under which the verdict is kept.
+    grammar : callable
+        Called for the grammar, unless there is a verdict.
 
     Raises
     ------
     ConfigError
         llguidance is not installed.
-    TimeoutError
-        It took too long to find out.
+    BusyError
+        The machine has too much to do to find out.
     """
     library()
-    # Not from the working directory, which may be anybody's.
-    command = [sys.executable, "-P", "-m", "logitfuse.grammar"]
+    return _VERDICTS.get(key, lambda: _tried(grammar()))
+
+
+def _tried(grammar: str) -> str:
+    """See `fault`; by another process."""
+    if not _TRIALS.acquire(timeout=_TURN):
+        raise BusyError("too many grammars are being tried; try again later", retry_after=_VERDICT)
     try:
-        with _TRIALS:
-            subprocess.check_output(
-                command,
-                input=grammar.encode(),
-                stderr=subprocess.STDOUT,
-                timeout=_PATIENCE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        subprocess.check_output(
+            # Not from the working directory, which may be anybody's.
+            [sys.executable, "-P", "-m", "logitfuse.grammar"],
+            input=grammar.encode(),
+            stderr=subprocess.STDOUT,
+            timeout=_VERDICT,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
     except subprocess.TimeoutExpired:
-        message = f"it is too complex: not understood within {_PATIENCE} seconds"
-        raise TimeoutError(message) from None
+        message = f"the grammar was not tried within {_VERDICT:g} seconds; try again later"
+        raise BusyError(message, retry_after=_VERDICT) from None
     except subprocess.CalledProcessError as error:
         if error.returncode == 1:
             return reason(error.output.decode(errors="replace"))
+        if error.returncode == -getattr(signal, "SIGPROF", 0):
+            return "it is too complex: not understood within a second"
         return "it is too complex: it overflows the memory or the stack"
+    finally:
+        _TRIALS.release()
     return ""
 
 
@@ -146,6 +169,9 @@ def _main() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         memory = _MEMORY if most == resource.RLIM_INFINITY else min(_MEMORY, most)
         resource.setrlimit(resource.RLIMIT_AS, (memory, most))
+    library()
+    if hasattr(signal, "setitimer"):  # counts what this process computes, however busy others are
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
     found = ["it is too complex"]  # unless the trial comes to an end
 
     def run() -> None:

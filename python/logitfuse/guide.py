@@ -11,10 +11,14 @@ from logitfuse.cache import common_prefix
 from logitfuse.constraint import Constraint
 from logitfuse.errors import ConfigError
 from logitfuse.grammar import LIMITS, library, reason, tokenizer
+from logitfuse.kept import Kept
 from logitfuse.vocab import TokenKind, Vocab
 
 if TYPE_CHECKING:
     from logitfuse.member import Member
+
+#: Grammars that a vocabulary keeps compiled: small ones, or up to 30 MB each.
+_COMPILED = 16
 
 
 class Guide:
@@ -31,7 +35,7 @@ class Guide:
     """
 
     def __init__(self, constraint: Constraint, vocabs: Sequence[Vocab]) -> None:
-        self._grammar = constraint.grammar
+        self._constraint = constraint
         self._vocabs = tuple(vocabs)
         self._walks: dict[int, _Walk] = {}  # of the members that were asked
 
@@ -59,7 +63,7 @@ class Guide:
 
     def _walk(self, member: int, text: bytes) -> _Walk:
         if member not in self._walks:
-            self._walks[member] = _Walk(self._grammar, self._vocabs[member].lexicon)
+            self._walks[member] = _Walk(self._constraint, self._vocabs[member].lexicon)
         self._walks[member].go(text)
         return self._walks[member]
 
@@ -67,6 +71,23 @@ class Guide:
 def guide_for(constraint: Constraint | None, members: Sequence[Member]) -> Guide | None:
     """The guide along a reply of these members, if it is constrained."""
     return None if constraint is None else Guide(constraint, [m.vocab for m in members])
+
+
+def prepare(constraint: Constraint | None, vocabs: Sequence[Vocab]) -> None:
+    """Do what takes a while before replies can be guided, so that none has to wait for it.
+
+    Any thread may do so.  A `Guide` does it itself for what is not, or no longer, prepared.
+
+    Parameters
+    ----------
+    constraint : Constraint or None
+        None: nothing is to be done.
+    vocabs : sequence of Vocab
+        Of the members.
+    """
+    if constraint is not None:
+        for vocab in vocabs:
+            vocab.lexicon.matcher(constraint)
 
 
 class Lexicon:
@@ -87,6 +108,22 @@ class Lexicon:
         self.tokenizer = tokenizer(tokens)
         self.first_byte, self.end = len(tokens), len(tokens) + 256
         self.end_ids: list[int] = vocab.end_ids.tolist()
+        self._compiled: Kept[Any] = Kept(_COMPILED)
+
+    def matcher(self, constraint: Constraint) -> Any:
+        """An ``llguidance.LLMatcher`` of one's own, before the first byte.
+
+        The first takes up to seconds, the next are copies of it and take less than a millisecond.
+        """
+        compiled = self._compiled.get(constraint.digest, lambda: self._compile(constraint.grammar))
+        return compiled.deep_copy()
+
+    def _compile(self, grammar: str) -> Any:
+        lib = library()
+        limits = lib.LLParserLimits(**LIMITS)
+        matcher = lib.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
+        matcher.compute_bitmask()  # copies then know what it takes to compute the first one
+        return matcher
 
 
 class _Walk:
@@ -100,11 +137,9 @@ class _Walk:
         See `Guide.complete`.
     """
 
-    def __init__(self, grammar: str, lexicon: Lexicon) -> None:
-        lib = library()
-        limits = lib.LLParserLimits(**LIMITS)
+    def __init__(self, constraint: Constraint, lexicon: Lexicon) -> None:
         self._lexicon = lexicon
-        self._matcher: Any = lib.LLMatcher(lexicon.tokenizer, grammar, log_level=0, limits=limits)
+        self._matcher = lexicon.matcher(constraint)
         self._text = b""
         self._look()
 

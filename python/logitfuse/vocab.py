@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import cached_property
@@ -17,6 +18,10 @@ from logitfuse.errors import VocabError
 if TYPE_CHECKING:
     from logitfuse.guide import Lexicon
     from logitfuse.llama import Llama, LlamaModel
+
+
+#: Of the making of lexicons, which several threads may ask for at once.
+_LEXICONS = threading.Lock()
 
 
 class TokenKind(IntEnum):
@@ -174,9 +179,11 @@ class Vocab:
         """The tokens as a trie over bytes; made when first asked for."""
         return _core.ByteTrie(self._core)
 
-    @cached_property
+    @property
     def lexicon(self) -> Lexicon:
         """The tokens for grammars to follow; made when first asked for, within a second.
+
+        Any thread may ask.
 
         Raises
         ------
@@ -185,7 +192,12 @@ class Vocab:
         """
         from logitfuse.guide import Lexicon
 
-        return Lexicon(self)
+        made: Lexicon | None = self.__dict__.get("_lexicon")
+        if made is None:
+            with _LEXICONS:  # a cached property might make two
+                made = self.__dict__.get("_lexicon") or Lexicon(self)
+                self._lexicon = made
+        return made
 
     def duplicates(self, token: int) -> list[int]:
         """All tokens that mean the same as this one, the canonical one first.

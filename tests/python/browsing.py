@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,22 @@ SECRET = "open sesame ✓"
 Source = Batcher | Callable[[], Batcher]
 Serve = Callable[..., str]
 Open = Callable[..., "Visit"]
+
+
+_DECODER = codecs.getincrementaldecoder("utf-8")()
+
+
+def event(unit: bytes, decision: str = "agree", names: Sequence[str] = ("smol",)) -> str:
+    """A chunk of a stream that brings one unit."""
+    text = unit.decode("utf-8", "replace")
+    best = {"text": text, "bytes": list(unit), "logprob": -0.1}
+    member = {"logprob": -0.1, "wish": text, "candidates": [best]}
+    step = {"text": text, "bytes": list(unit), "logprob": -0.1, "decision": decision}
+    choice = {
+        "delta": {"content": _DECODER.decode(unit)},
+        "logitfuse": {"steps": [step | {"members": [member | {"name": name} for name in names]}]},
+    }
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
 class Visit:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import string
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from constraints import untried
 from logitfuse import grammar
 from logitfuse.constraint import Constraint, constraint_of
-from logitfuse.errors import ConfigError
+from logitfuse.errors import BusyError, ConfigError
 from logitfuse.strategies.base import Request
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
@@ -97,30 +100,65 @@ class TestConstraint:
         ("kind", "text", "what"),
         [
             ("schema", deep(200), "recursion limit exceeded"),
-            ("schema", deep(100_000), "the JSON schema is no JSON"),
+            ("schema", deep(15_000), "the JSON schema is no JSON"),
             ("schema", many_patterns(26), "not understood within"),
-            ("schema", many_keys(20_000), "schema too large"),
-            ("lark", chain(20_000), "overflows the memory or the stack"),
-            ("gbnf", chain(20_000).replace(": ", " ::= ").replace("start", "root"), "overflows"),
+            ("schema", many_keys(5000), "too complex"),
+            ("lark", chain(8000), "overflows the memory or the stack"),
+            ("gbnf", chain(8000).replace(": ", " ::= ").replace("start", "root"), "overflows"),
             ("lark", "start: " + "(" * 9999 + '"a"' + ")" * 9999, "too deeply nested"),
             ("lark", doubling(99), "too big"),
         ],
         ids=lambda value: value if len(value) < 40 else "",
     )
-    def test_hostile_ones(
-        self, kind: Any, text: str, what: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(grammar, "_PATIENCE", 4)
+    def test_hostile_ones(self, kind: Any, text: str, what: str) -> None:
         with pytest.raises(ConfigError, match=what):
             Constraint(kind, text)
 
-    def test_what_took_too_long_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The machine may have been busy."""
-        monkeypatch.setattr(grammar, "_PATIENCE", 0)
-        with pytest.raises(ConfigError, match="not understood within 0 seconds"):
-            Constraint("regex", "abc+")
+    def test_what_is_too_complex_is_not_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="not understood within a second"):
+                Constraint("schema", many_patterns(25))
+            monkeypatch.setattr(subprocess, "check_output", None)
+
+    @pytest.mark.parametrize(
+        ("limit", "what"), [("_VERDICT", "was not tried within 0 seconds"), ("_TURN", "too many")]
+    )
+    def test_a_machine_with_too_much_to_do(
+        self, limit: str, what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That is no verdict."""
+        monkeypatch.setattr(grammar, limit, 0)
+        monkeypatch.setattr(grammar, "_TRIALS", threading.BoundedSemaphore(1))
+        if limit == "_TURN":
+            grammar._TRIALS.acquire()
+        with pytest.raises(BusyError, match=what):
+            Constraint("regex", f"abc+{limit}")
         monkeypatch.undo()
-        Constraint("regex", "abc+")
+        Constraint("regex", f"abc+{limit}")
+
+    def test_long_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are not even looked at."""
+        monkeypatch.setattr("logitfuse.constraint.fault", None)
+        with pytest.raises(ConfigError, match="has 200,001 characters; at most 200,000") as error:
+            Constraint("gbnf", 'root ::= "a"'.ljust(200_001))
+        assert error.value.key == "grammar"
+
+    def test_panics_are_no_reason(self) -> None:
+        for said in ("panic: assertion failed: a < b", "thread 'x' (7) panicked at a.rs:1:\nb"):
+            assert grammar.reason(said) == "it is too complex"
+        assert grammar.reason("no rule panic: x") == "no rule panic: x"
+
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="nothing counts what it computes")
+    def test_a_trial_ends_by_itself(self) -> None:
+        """A server may be killed while it waits for one."""
+        command = [sys.executable, "-m", "logitfuse.grammar"]
+        text = untried("schema", many_patterns(26)).grammar.encode()
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as trial:
+            try:
+                trial.communicate(text, timeout=20)
+            finally:
+                trial.kill()
+        assert trial.returncode == -signal.SIGPROF
 
     def test_nothing_comes_from_the_working_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,7 +90,7 @@ def check_walk(theirs: Any, grammar: str, choose: Any, length: int) -> None:
 
 characters = st.sampled_from(["a", "b", "c", r"\n", r"\"", r"\x41", r"\u0062"])
 classes = st.sampled_from(["[a-c]", "[^a]", "[ab]", "[b-]", r"[\]a]", r"[^\n-c]", "."])
-marks = st.sampled_from(["", "", "*", "+", "?", "{2}", "{0,2}", "{1,}"])
+marks = st.sampled_from(["", "", "*", "+", "?", "{2}", "{0,2}", "{1,}", "{0}", "{0, 0}"])
 
 
 @st.composite
@@ -117,8 +117,26 @@ def grammars(draw: st.DrawFn) -> str:
     return "\n".join(f"{name} ::= {draw(choices(2))}" for name in names)
 
 
+@st.composite
+def endless(draw: st.DrawFn) -> str:
+    """Rules that end with themselves, in few ways: llama.cpp follows each of them by itself."""
+    solid = st.sampled_from(['"a"', '"b"', '"ab"', "[ab]"])
+
+    def body(name: str) -> str:
+        ends = st.sampled_from(["", name, f"{name}?", "x", f"({draw(solid)} {name})?"])
+        sequences = st.tuples(solid, ends).map(" ".join)
+        return " | ".join(draw(st.lists(sequences, min_size=1, max_size=3)))
+
+    return f"root ::= {body('root')}\nx ::= {body('x')}"
+
+
 @given(grammars(), st.data())
 def test_same_as_llama_cpp(theirs, grammar, data):
+    check_walk(theirs, grammar, lambda ways: data.draw(st.sampled_from(ways)), 8)
+
+
+@given(endless(), st.data())
+def test_rules_that_end_with_themselves(theirs, grammar, data):
     check_walk(theirs, grammar, lambda ways: data.draw(st.sampled_from(ways)), 8)
 
 
@@ -153,6 +171,14 @@ def test_the_schemas_of_llama_cpp_python(theirs):
         ("root ::= [^]", ["a", "\n"], ["ab"]),
         ('root ::= "ab"{1,2}*', ["", "ab", "ababab"], ["a"]),
         ('root ::= ""* ("a"?)+ "b"', ["b", "aab"], ["", "a"]),
+        ('root ::= "a" "b"{0} "c"{0,0}* [d]{00}', ["a"], ["ab", "ac", "ad"]),
+        ('root ::= "a" root | ""', ["", "aaa"], ["b"]),
+        ('root ::= "a" root | "a"', ["a", "aaa"], ["", "b"]),
+        ('root ::= "a" root | "b" root | "c" | "d"', ["abbac", "d"], ["ab", "cd"]),
+        ('root ::= "a" ("b" root)? | "c"', ["a", "abc", "ababa"], ["ab", "ac"]),
+        ('root ::= "a" x root | x\nx ::= "(" root ")" | "b"', ["b", "a(abb)b"], ["a", "(a)"]),
+        ('root ::= ("a" root | "b") "c"?', ["aab", "aabccc"], ["a", "abcccc"]),  # not at its end
+        ('root ::= "a" root | "b" | root', ["ab"], ["a"]),
         ("root ::= " + '("a" ' * 60 + ")?" * 60, ["", "a", "a" * 60], ["a" * 61]),
     ],
 )
@@ -169,6 +195,23 @@ def test_languages(grammar, fits, not_):
 
     assert [text for text in fits if not accepts(text)] == []
     assert [text for text in not_ if accepts(text)] == []
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= [a-z] root | ""',
+        "root ::= [a-z] root | [a-z]",
+        'root ::= ([a-z] root)? | "1"',
+        "root ::= x (root)?\nx ::= [a-z]",
+        'root ::= x "]"\nx ::= [a-z] ("-" | x | [a-z] x)?',
+    ],
+)
+def test_rules_may_end_with_themselves_for_ever(grammar):
+    """Those of llguidance may not."""
+    guide = ours(grammar)
+    text = b"a" * 5000
+    assert bits(guide.allowed(0, text), len(ASCII))[ASCII.index(b"a")]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from constraints import LETTERS, bits, languages, may_come, one_of, untried
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from logitfuse.constraint import Constraint
 from logitfuse.errors import ConfigError
-from logitfuse.guide import Guide
+from logitfuse.guide import Guide, Lexicon, prepare
 from logitfuse.vocab import TokenKind, Vocab
 from strategies_core import kinds
 
@@ -149,3 +151,56 @@ def test_grammars_that_fail_on_the_way(grammar, text, reason):
     guide.allowed(0, text[:1])
     with pytest.raises(ConfigError, match=reason):
         guide.allowed(0, text)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads that compile grammars, once for each that they do."""
+    threads = []
+    compile_ = Lexicon._compile
+
+    def counted(self: Lexicon, grammar: str) -> object:
+        threads.append(threading.get_ident())
+        return compile_(self, grammar)
+
+    monkeypatch.setattr(Lexicon, "_compile", counted)
+    return threads
+
+
+def test_what_is_prepared_is_not_compiled_again(compiled):
+    members = [Vocab([b"a", b"b"]), Vocab([b"ab", b"a"])]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(8):
+            threads.submit(prepare, untried("regex", "a+b"), members)
+    assert len(compiled) == 2
+    assert threading.get_ident() not in compiled
+    one, other = (Guide(untried("regex", "a+b"), members) for _ in range(2))
+    assert bits(one.allowed(0, b"a"), 2) == [True, True]
+    assert bits(other.allowed(0, b""), 2) == [True, False]  # nobody else's text matters
+    assert bits(one.allowed(1, b""), 2) == [True, True]
+    assert len(compiled) == 2
+    Guide(untried("regex", "a+"), members).allowed(0, b"")
+    assert len(compiled) == 3
+
+
+def test_few_grammars_stay_compiled(compiled):
+    vocab = Vocab([b"a"])
+    for n in range(40):
+        prepare(untried("regex", f"a{{{n + 1}}}"), [vocab])
+    prepare(untried("regex", "a{40}"), [vocab])
+    assert len(compiled) == 40
+    prepare(untried("regex", "a{1}"), [vocab])
+    assert len(compiled) == 41
+
+
+def test_nothing_is_prepared_for_nothing():
+    prepare(None, [Vocab([b"a"])])
+    prepare(untried("lark", "start: nothing"), [Vocab([b"a"])])  # guides say so
+    with pytest.raises(ConfigError, match="unknown name"):
+        Guide(untried("lark", "start: nothing"), [Vocab([b"a"])]).allowed(0, b"")
+
+
+def test_a_vocabulary_has_one_lexicon():
+    vocab = Vocab([bytes([a, b]) for a in range(256) for b in range(64)])
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(lambda _: id(vocab.lexicon), range(8)))) == 1

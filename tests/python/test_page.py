@@ -328,6 +328,7 @@ class TestFaults:
         tab.button("Use it").click()
         tab.ready()
         expect(form).to_be_hidden()
+        expect(tab.page.locator("#input")).to_be_focused()
         tab.set(temperature=0, max_tokens=4)
         tab.say("Hello.")
         tab.page.evaluate("sessionStorage.setItem('logitfuse.key', '\"stale\"')")

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import re
 from typing import Any
 
 import pytest
-from browsing import Open, Visit
+from browsing import Open, Visit, event
 from playwright.sync_api import Route, expect
 
 pytest_plugins = ["page_fixtures"]
-
-DECODER = codecs.getincrementaldecoder("utf-8")()
-
-
-def event(unit: bytes) -> str:
-    """A chunk of a stream that brings one unit."""
-    text = unit.decode("utf-8", "replace")
-    best = {"text": text, "bytes": list(unit), "logprob": -0.1}
-    member = {"name": "smol", "logprob": -0.1, "wish": text, "candidates": [best]}
-    step = {"text": text, "bytes": list(unit), "logprob": -0.1, "decision": "agree"}
-    choice = {
-        "delta": {"content": DECODER.decode(unit)},
-        "logitfuse": {"steps": [step | {"members": [member]}]},
-    }
-    return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
 
 def percent(logprob: float) -> str:

@@ -110,7 +110,7 @@ class Chart {
     const [left, top, room] = [34, 10, Math.min(narrow ? 108 : 200, 62 + 7 * longest)];
     const height = Math.max(narrow ? 190 : 230, 50 + ROW * (lines.length + 1));
     const [right, base] = [width - room, height - 34];
-    const most = Math.max(1e-6, ...lines.flatMap((line) => line.smooth));
+    const most = lines.flatMap((line) => line.smooth).reduce((a, b) => Math.max(a, b), 1e-6); // they may be many
     const n = this.answer.steps.length;
     this.x = (p) => left + ((right - left) * at[p]) / (n - 1);
     this.y = (bits) => base - ((base - top) * bits) / most;

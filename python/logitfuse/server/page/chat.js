@@ -1,7 +1,7 @@
 // The conversation, and the page as a whole.
 
 const input = $("input");
-const chat = { turns: [], control: null, editing: false, sticky: true, scrolled: 0 };
+const chat = { turns: [], control: null, editing: false, sticky: true, scrolled: 0, touched: false };
 
 /** One message and its answer; on the page as long as it is in `chat.turns`. */
 function addTurn(said, answer = null) {
@@ -35,34 +35,45 @@ function messages(turn) {
   return [...list, { role: "user", content: turn.said }];
 }
 
+const begun = (answer) => Boolean(answer.text || answer.steps.length);
+
+/** Ask for an answer; the one before stays until there is another. */
 async function answerTurn(turn) {
   if (chat.control) return;
+  const held = document.activeElement;
   card.hide();
   const { model, ...rest } = settings.request;
   // as it goes over the wire, without what is not set
   const request = JSON.parse(JSON.stringify({ model, messages: messages(turn), ...rest }));
   const control = new AbortController();
   const answer = newAnswer(request, settings.members);
+  turn.before = turn.answer;
   turn.answer = answer;
+  turn.refused = null;
   showReply(turn);
   chat.control = control;
   chat.sticky = true;
-  refresh();
+  refresh(held);
+  turn.reply.count();
+  follow();
   speak.begin();
+  let awaited = 0; // the frame that will show what has come
   const frame = () => {
+    awaited = 0;
     if (chat.control !== control) return;
     turn.reply.count();
     follow();
-    requestAnimationFrame(frame);
   };
-  frame();
   await receive(answer, control.signal, (steps) => {
     turn.reply.grow(steps);
     speak.upTo(answer.text);
+    awaited ||= requestAnimationFrame(frame);
   });
   if (chat.control !== control) return; // the conversation was left
   chat.control = null;
-  turn.reply.finish();
+  if (turn.before?.text && /^(failed|stopped)$/.test(answer.finish) && !begun(answer)) takeBack(turn);
+  else turn.reply.finish();
+  turn.before = null;
   speak.end(answer);
   follow();
   refresh();
@@ -70,18 +81,29 @@ async function answerTurn(turn) {
   if (answer.problem?.status === 401) askKey();
 }
 
+/** Nothing came: let the answer before be seen again, and what was wrong. */
+function takeBack(turn) {
+  turn.refused = turn.answer.problem;
+  turn.answer = turn.before;
+  showReply(turn);
+  if (turn.refused) turn.reply.complain(turn.refused);
+}
+
 /** The answer for those who listen: sentence by sentence, not token by token. */
 const speak = {
-  done: 0,
+  done: 0, // up to there it was said
+  seen: 0, // up to there it was searched for the end of a sentence
   begin() {
-    this.done = 0;
+    this.done = this.seen = 0;
     $("spoken").textContent = "Answering";
   },
   upTo(text) {
-    const sentences = text.slice(this.done).match(/^[\s\S]*[.!?:;\n]\s/)?.[0];
-    if (!sentences) return;
-    this.done += sentences.length;
-    $("spoken").textContent = sentences;
+    const from = Math.max(this.done, this.seen - 1); // the blank may come later than the full stop
+    const ended = text.slice(from).match(/^[\s\S]*(?:[.!?:;\n]\s|[。！？؟।])/)?.[0];
+    this.seen = text.length;
+    if (!ended) return;
+    $("spoken").textContent = text.slice(this.done, from + ended.length);
+    this.done = from + ended.length;
   },
   end({ text, finish }) {
     $("spoken").textContent = `${text.slice(this.done)} (${FINISHED[finish] ?? finish ?? "ended"})`;
@@ -95,13 +117,21 @@ function follow() {
 addEventListener("scroll", () => {
   const { scrollHeight, clientHeight } = document.documentElement;
   const left = scrollHeight - clientHeight - scrollY;
-  if (left < 60) chat.sticky = true;
-  else if (scrollY < chat.scrolled) chat.sticky = false; // only readers go up
+  if (scrollY < chat.scrolled) chat.sticky = left < 1; // readers go up, however little; or the page became shorter
+  else if (left < 60) chat.sticky = true;
   chat.scrolled = scrollY;
 }, { passive: true });
 
+/** Where the focus goes when what held it has gone; but no touch brings up a keyboard. */
+function refocus(held) {
+  const gone = !held.isConnected || held.closest("[hidden]");
+  if (gone && !chat.touched) input.focus({ preventScroll: true });
+}
+addEventListener("pointerdown", (event) => (chat.touched = event.pointerType === "touch"), true);
+addEventListener("keydown", () => (chat.touched = false), true);
+
 /** Let the page show what can be done now. */
-function refresh() {
+function refresh(held = document.activeElement) {
   const busy = Boolean(chat.control);
   $("send").hidden = busy;
   $("stop").hidden = !busy;
@@ -110,9 +140,10 @@ function refresh() {
   $("welcome").hidden = Boolean(chat.turns.length) || !settings.props;
   chat.turns.forEach((turn, i) => {
     const last = i === chat.turns.length - 1 && !busy;
-    turn.edit.hidden = !last;
+    turn.edit.hidden = !last || chat.editing;
     if (turn.reply) turn.reply.again.hidden = !last;
   });
+  refocus(held);
 }
 
 function send(text) {
@@ -150,11 +181,23 @@ function grow() {
 
 /** Keep the conversation for a reload; where room ends, the oldest traces go first. */
 function store() {
-  const turns = chat.turns.map(({ said, answer }) => ({ said, answer }));
+  const turns = chat.turns.map(({ said, answer, before }) => ({ said, answer: before && !begun(answer) ? before : answer }));
   if (kept(session, "chat", turns)) return;
   for (const turn of turns) {
     if (turn.answer) turn.answer = { ...turn.answer, steps: [] };
     if (kept(session, "chat", turns)) return;
+  }
+}
+
+function restore() {
+  try {
+    for (const { said, answer } of kept(session, "chat") ?? []) {
+      if (typeof said !== "string") throw new TypeError("no conversation");
+      addTurn(said, answer && { ...answer, finish: answer.finish ?? "stopped" });
+    }
+  } catch { // another version of the page has kept it
+    while (chat.turns.length) dropTurn();
+    kept(session, "chat", null);
   }
 }
 
@@ -180,10 +223,12 @@ function askKey() {
 function useKey(event) {
   event.preventDefault();
   kept(session, "key", $("secret").value);
+  const held = document.activeElement;
   $("key").hidden = true;
+  refocus(held);
   const turn = chat.turns.at(-1);
   if (!settings.props) begin();
-  else if (turn?.answer?.problem?.status === 401) answerTurn(turn);
+  else if ((turn?.refused ?? turn?.answer?.problem)?.status === 401) answerTurn(turn);
 }
 
 const IDEAS = ["Why is the sky blue?", "Write a haiku about the sea.", "Name three rivers of Europe."];
@@ -231,13 +276,16 @@ $("compose").addEventListener("submit", (event) => {
   send(input.value);
 });
 input.addEventListener("input", grow);
+/** Whether a key belongs to an input method: Safari says so by a number, when the text is already there. */
+const composes = (event) => event.isComposing || event.keyCode === 229;
+
 input.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key !== "Enter" || event.shiftKey || composes(event)) return;
   event.preventDefault();
   send(input.value);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || settings.panel.matches(":modal")) return;
+  if (event.key !== "Escape" || composes(event) || settings.panel.matches(":modal")) return;
   if (!card.node.hidden) card.shut();
   else if (settings.panel.contains(document.activeElement)) settings.shut();
   else if (chat.editing) stopEditing();
@@ -263,8 +311,6 @@ addEventListener("pagehide", () => {
 
 theme(kept(browser, "theme"));
 colour(!kept(browser, "plain"));
-for (const { said, answer } of kept(session, "chat") ?? []) {
-  addTurn(said, answer && { ...answer, finish: answer.finish ?? "stopped" });
-}
+restore();
 refresh();
 begin();

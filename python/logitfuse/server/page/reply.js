@@ -8,6 +8,8 @@ class Reply {
   /** `again`: what Regenerate does. */
   constructor(answer, again) {
     this.answer = answer;
+    this.fused = 0; // so many steps are
+    this.tally(answer.steps);
     this.units = new Units(answer, (i, how) => this.pointed(i, how));
     this.facts = el("p", { className: "facts" });
     this.problem = el("div", { className: "problem", role: "alert", hidden: true });
@@ -26,6 +28,11 @@ class Reply {
 
   grow(steps) {
     this.units.add(steps);
+    this.tally(steps);
+  }
+
+  tally(steps) {
+    this.fused += steps.filter((step) => step.decision === "fused").length;
   }
 
   finish() {
@@ -53,7 +60,7 @@ class Reply {
     const { steps, stats, seconds, first } = answer;
     const n = answer.usage?.completion_tokens ?? steps.length;
     const rate = stats?.tokens_per_second ?? (steps.length > 1 && (steps.length - 1) / (seconds - first));
-    const fused = stats?.fused_share ?? steps.filter((step) => step.decision === "fused").length / steps.length;
+    const fused = stats?.fused_share ?? this.fused / steps.length;
     const facts = settings.several ? [answer.request.model] : [];
     if (n) facts.push(counted(n, "token"));
     if (rate) facts.push(`${rate.toFixed(1)}${NBSP}tokens/s`);
