@@ -205,7 +205,18 @@ class TestEcho:
         assert listed["token_logprobs"][1:] == pytest.approx(
             expected["logprobs"]["token_logprobs"][1:], abs=0.02
         )
-        assert found["usage"] == served.ask(**SHORT | {"max_tokens": 5}, model=model)["usage"]
+        usage = served.ask(**SHORT | {"max_tokens": 5}, model=model)["usage"]
+        for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert found["usage"][key] == usage[key]
+
+    def test_cached_tokens(self, served: Served) -> None:
+        """Are those that were read for an earlier answer, or for another choice."""
+        asked = {"prompt": "What nobody has ever asked here, " * 4, "max_tokens": 2, "seed": 1}
+        new, again, both = (served.ask(**asked, n=n)["usage"] for n in (1, 1, 2))
+        counts = [u["prompt_tokens_details"]["cached_tokens"] for u in (new, again, both)]
+        assert counts[0] < 8
+        assert counts[1] >= new["prompt_tokens"] - 7  # those at the end are read in other ways
+        assert counts[1] <= counts[2] <= new["prompt_tokens"]
 
     def test_without_an_answer(self, served: Served) -> None:
         asked: dict[str, Any] = {"echo": True, "logprobs": 0, "max_tokens": 0}

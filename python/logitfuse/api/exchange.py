@@ -27,6 +27,8 @@ class Prompt:
     cut : Cut or None
         Given: the log-probabilities of its tokens are asked for.
     n_tokens : int
+    n_cached : int
+        Of these: they had been read before.
     held : bool
         Its steps are still to come, and the answers wait for them.
     """
@@ -34,6 +36,7 @@ class Prompt:
     choices: list[Choice]
     cut: Cut | None = None
     n_tokens: int = 0
+    n_cached: int = 0
     held: bool = False
     steps: list[Step] = field(default_factory=list)
 
@@ -188,8 +191,14 @@ class Exchange:
 
     def whole(self) -> Response:
         """All answers as one object, if there is no stream."""
-        answer = self._form.whole(self._choices, self.prompt_tokens)
+        answer = self._form.whole(self._choices, self.prompt_tokens) | {"usage": self._usage()}
         return answer | ({"logitfuse": self._summary()} if self._trace else {})
+
+    def _usage(self) -> Response:
+        """How many tokens were read and written, and how many had been read before."""
+        cached = sum(prompt.n_cached for prompt in self._prompts)
+        counted = usage(self.prompt_tokens, self.completion_tokens)
+        return counted | {"prompt_tokens_details": {"cached_tokens": cached}}
 
     def _note(self, seat: Seat, event: Chunk | Step | Done) -> None:
         """Remember what an event says."""
@@ -209,6 +218,8 @@ class Exchange:
             self._stats.append(event.stats)
             choice.complete = True
             prompt.n_tokens = event.stats.prompt_tokens
+            if choice is prompt.choices[0]:  # the others find what it has read
+                prompt.n_cached = event.stats.cached_tokens
 
     def _marked(self, objects: list[Response]) -> list[Response]:
         """With what a stream has at its end, and says that it will have."""
@@ -216,8 +227,7 @@ class Exchange:
             for thing in objects:
                 thing["usage"] = None
             if self.done:
-                counted = usage(self.prompt_tokens, self.completion_tokens)
-                objects.append(self._form.remark(usage=counted))
+                objects.append(self._form.remark(usage=self._usage()))
         if self.done and self._trace and objects:
             objects[-1]["logitfuse"] = self._summary()
         return objects

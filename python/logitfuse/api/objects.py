@@ -12,12 +12,19 @@ from pydantic import BaseModel, Field
 Finish = Literal["stop", "length"]
 
 
+class PromptTokens(BaseModel):
+    """Of prompts: tokens that had been read before."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens: of the first member for prompts, of the ensemble for answers."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class Candidate(BaseModel):

@@ -21,6 +21,7 @@ from logitfuse.config import FuseConfig
 from logitfuse.echo import cut_prompt
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.evaluation.trace import trace_entry
+from logitfuse.guide import prepare
 from logitfuse.strategies.base import Prompt as Rendered
 from logitfuse.strategies.engine import Engine
 
@@ -158,6 +159,7 @@ class Api:
         self._require_room(len(asked) * (n + (length != 0 and scores_prompt(body))))
         # Here, in the thread of the request: the batcher's own has all of them to answer.
         engine = self.batcher.engine(config)
+        prepare(request.constraint, [member.vocab for member in engine.members])
         prompts, seats = [], []
         for k, (given, text) in enumerate(asked):
             prompt = Prompt([Choice(k * n + i, offset=len(text)) for i in range(n)])

@@ -124,7 +124,7 @@ class Run:
     failures : list of (str, str)
         Which requests failed, now or in an earlier run, and why.
     tokens : Counter of str
-        As usage counts them.
+        Of prompts and of completions, as usage counts them.
     seconds : float
         From the moment when the models were loaded.
     """
@@ -213,7 +213,8 @@ class Run:
     def _count(self, result: Result) -> None:
         self.answered += 1
         if result.failure is None:
-            self.tokens.update(result.body["usage"])
+            usage = result.body["usage"]
+            self.tokens.update({key: usage[key] for key in ("prompt_tokens", "completion_tokens")})
         else:
             self.failures.append((result.request.custom_id, result.failure))
 
