@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,12 @@ class TestQueue:
             size = max(len(prompt.tokens) for prompt in prompts.values())
             assert 100 < size < 150
             job = Job(config, request, prompts=prompts)
+            jobs = [replace(job, prompts=dict(prompts)) for _ in range(3)]
             ends: list[object] = []
-            tickets = [batcher.submit(job, ends.append) for _ in range(2)]
-            assert [ticket.n_tokens for ticket in tickets] == [size, size]
+            tickets = [batcher.submit(job, ends.append) for job in (*jobs[:2], jobs[0])]
+            assert [ticket.n_tokens for ticket in tickets] == [size, size, size]
             with pytest.raises(BusyError, match=f"with prompts of {2 * size} tokens"):
-                batcher.submit(job, ends.append)
+                batcher.submit(jobs[2], ends.append)
             until(lambda: not batcher.active and not batcher.waiting)
             longer = Request(PROMPT * 60, GREEDY, max_tokens=1)
             prompts = engine.render(longer.prompt)

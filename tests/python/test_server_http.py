@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import logging
@@ -17,7 +16,7 @@ from logitfuse.batching import Batcher
 from logitfuse.errors import ConfigError
 from logitfuse.server.app import make_app
 from logitfuse.server.settings import Settings
-from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, serving
+from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, serving, until
 from starlette.testclient import TestClient
 
 JSON = {"Content-Type": "application/json"}
@@ -427,15 +426,13 @@ class TestLogs:
 class TestFailing:
     def test_is_told(self, batcher: Batcher, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also by servers that others run, and that do not end by themselves."""
-        app = make_app(batcher)
-        asyncio.run(app.state.server.load())
-        asks = TestClient(app, base_url="http://localhost")
-        assert asks.get("/health").json() == {"status": "ok"}
-        monkeypatch.setattr(batcher, "failed", RuntimeError("x"))
-        assert asks.get("/health").json() == {"status": "failed"}
-        assert asks.get("/health").status_code == 503
-        assert asks.post(TEXT, json=SHORT).status_code == 503
-        assert asks.get("/v1/models").status_code == 503
+        with TestClient(make_app(batcher), base_url="http://localhost") as asks:
+            until(lambda: asks.get("/health").json() == {"status": "ok"})
+            monkeypatch.setattr(batcher, "failed", RuntimeError("x"))
+            assert asks.get("/health").json() == {"status": "failed"}
+            assert asks.get("/health").status_code == 503
+            assert asks.post(TEXT, json=SHORT).status_code == 503
+            assert asks.get("/v1/models").status_code == 503
 
 
 class TestLoading:

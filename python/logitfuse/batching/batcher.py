@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -226,8 +227,12 @@ class Batcher:
         who = f"{len(running)} requests are being answered and {waiting} wait"
         if waiting >= self.queue + max(0, self.slots - len(running)):
             raise BusyError(f"{who}; come again later", retry_after=_RETRY_AFTER)
-        held = sum(other.n_tokens for other in (*running, *self._waiting))
-        if self.queue_tokens is not None and held and held + ticket.n_tokens > self.queue_tokens:
+        # Answers to one prompt read it once; one that is alone is read however long it is.
+        prompts = {id(t.job.prompts): t.n_tokens for t in (*running, *self._waiting)}
+        held = sum(prompts.values())
+        most = math.inf if self.queue_tokens is None else self.queue_tokens
+        new = id(ticket.job.prompts) not in prompts
+        if held and new and held + ticket.n_tokens > most:
             raise BusyError(
                 f"{who}, with prompts of {held} tokens; come again later, or with a shorter prompt",
                 retry_after=_RETRY_AFTER,
