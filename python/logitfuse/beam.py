@@ -328,7 +328,7 @@ class Beam:
         """The row behind the first tokens of the trunk, which is decoded a chunk at a time."""
         if n_tokens not in self._rows:
             done = self.member.n_tokens
-            chunk = self._plan[done : done + _CHUNK]
+            chunk = self._plan[done : done + min(_CHUNK, self.member.context.n_batch)]
             self._rows = {n: row for n, row in self._rows.items() if n > n_tokens - _CHUNK}
             for k, row in enumerate(self.member.extend(chunk)):
                 self._rows[done + k + 1] = row.copy()

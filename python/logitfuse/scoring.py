@@ -58,8 +58,9 @@ def score_text(
     tokens = member.tokenize_prompt(text)[: member.n_ctx]
     member.reset()
     nats, n_bytes = 0.0, 0
-    for start in range(0, len(tokens) - 1, _ROWS):
-        piece = tokens[start : min(start + _ROWS, len(tokens) - 1)]
+    size = min(_ROWS, member.context.n_batch)
+    for start in range(0, len(tokens) - 1, size):
+        piece = tokens[start : min(start + size, len(tokens) - 1)]
         code = member.context.decode(piece, start, outputs=len(piece))
         if code != 0:
             member.reset()

@@ -29,6 +29,7 @@ from logitfuse.errors import ConfigError, ContextLengthError, FusionError, Promp
 from logitfuse.llama import NO_ROOM
 from logitfuse.member import Member
 from logitfuse.sampling import SamplingParams
+from logitfuse.scoring import score_text
 from logitfuse.strategies.base import Request
 from logitfuse.strategies.bytes import Bytes
 from logitfuse.weights import Given
@@ -360,6 +361,21 @@ class TestRoom:
             texts.append(answer(engine, GREEDY, prompt=prompt + said.text, max_tokens=8).text)
             member.reset()
         assert texts[0] == texts[1]
+
+    @pytest.mark.usefixtures("float_cells")
+    def test_small_batches(self, wide_models):
+        """A text is read in pieces that the batch has room for."""
+        text = "the king and the queen went home and " * 6
+        scores = []
+        for n_batch in (1, 512):
+            options = {"n_threads": 1, "n_branches": 16, "flash_attn": False}
+            member = Member(wide_models["gpt2"], n_batch=n_batch, **options)
+            steps = list(Bytes([member]).score(Request(text), text))
+            assert b"".join(step.unit for step in steps).decode() == text
+            bits = score_text(member, text).bits
+            scores.append((sum(step.logprob for step in steps), bits))
+        assert member.context.n_batch == 512
+        assert scores[0] == pytest.approx(scores[1], abs=0.01)
 
     @pytest.mark.parametrize("n", [240, 254, 255, 256, 300])
     def test_prompts_without_room(self, load_branching, n):

@@ -142,7 +142,9 @@ class LlamaContext:
             llama.cpp's return code; 0 is success.
         """
         n = len(tokens)
-        if not n or start < 0 or start + n > self.n_ctx:
+        if not 1 <= n <= self.n_batch:
+            raise ValueError(f"{n} tokens are no batch of 1 to {self.n_batch}; see `slices`")
+        if start < 0 or start + n > self.n_ctx:
             raise ValueError(f"{n} tokens at {start} do not fit n_ctx={self.n_ctx}")
         if min(tokens) < 0 or max(tokens) >= self.model.n_vocab:
             raise ValueError(f"token ids must lie in 0..{self.model.n_vocab - 1}")
