@@ -29,8 +29,10 @@ LIMITS: dict[str, Any] = {"step_max_items": 500_000, "verbose_errors": False}
 #: machines that are ten times slower take it as well.  The stack is less than any thread of Python
 #: has, so that what passes here passes everywhere.
 _SECONDS, _MEMORY, _STACK = 1.0, 1 << 29, 1 << 20
-#: So many trials at a time; how many seconds a grammar waits for its turn, and for its verdict.
-_TRIALS = threading.BoundedSemaphore(2)
+#: So many trials are made at a time.
+TRIALS = 2
+_TRIALS = threading.BoundedSemaphore(TRIALS)
+#: How many seconds a grammar waits for its turn, and for its verdict.
 _TURN, _VERDICT = 5.0, 10.0
 #: llguidance takes tokens that begin with this byte for special ones; no UTF-8 text has it.
 _MARKER = b"\xff"

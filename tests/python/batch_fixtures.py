@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from batch_files import Run
-from logitfuse.cli import main
+from command_line import in_process, loggers_kept
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +37,10 @@ def run(folder: Path, file: Path, capfd: pytest.CaptureFixture[str]) -> Iterator
     """Runs the command in this process: exit status, stdout, stderr."""
 
     def command(*options: str, models: Sequence[str] = ("-e", str(file))) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["batch", "in.jsonl", "out.jsonl", *models, *options])
+        code = in_process("batch", "in.jsonl", "out.jsonl", *models, *options)
         said = capfd.readouterr()
-        assert isinstance(caught.value.code, int)
         assert Path.cwd() == folder
-        return caught.value.code, said.out, said.err
+        return code, said.out, said.err
 
-    log = logging.getLogger("logitfuse")
-    handlers = list(log.handlers)
-    yield command
-    log.handlers[:] = handlers
+    with loggers_kept():
+        yield command

@@ -1,17 +1,74 @@
-"""Runs the command line as users do: processes of their own, with pipes."""
+"""Runs the command line: as users do, in processes with pipes, or in this one."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
+from logitfuse.cli import main
 
 PROMPT = "Once upon a time"
 ENVIRONMENT = os.environ | {"TERM": "dumb", "PYTHONIOENCODING": "utf-8"}
 Done = subprocess.CompletedProcess[str]
+
+
+#: Runs the command line with one thing changed.
+WITH = """
+import os, signal, sys
+from logitfuse.strategies.engine import Engine
+Engine.threads_alone = 1  # as everywhere in the tests
+{change}
+from logitfuse.cli import main
+main(sys.argv[1:])
+"""
+_INTERRUPTED = """
+from logitfuse.llama import {room}
+decode, calls = {room}.decode, 0
+def decode_or_not(self, *arguments, **options):
+    global calls
+    calls += 1
+    if calls == 60:
+        os.kill(os.getpid(), signal.SIGINT)
+    return decode(self, *arguments, **options)
+{room}.decode = decode_or_not
+"""
+
+
+def interrupted(room: str) -> str:
+    """A change: Ctrl-C at the 60th decode of a `LlamaContext` or `LlamaDecoder`."""
+    return _INTERRUPTED.format(room=room)
+
+
+def changed(change: str, *arguments: str) -> list[str]:
+    """The command line with one thing changed, as a program to run."""
+    return [sys.executable, "-c", WITH.format(change=change), *arguments]
+
+
+@contextmanager
+def loggers_kept() -> Iterator[None]:
+    """Commands that run in this process leave their handlers behind."""
+    log = logging.getLogger("logitfuse")
+    handlers = list(log.handlers)
+    try:
+        yield
+    finally:
+        log.handlers[:] = handlers
+
+
+def in_process(*arguments: str) -> int:
+    """Run a command in this process; gives its exit status."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
 
 
 def start(*command: str | Path, stdin: str | bytes | None = None, **options: Any) -> Done:

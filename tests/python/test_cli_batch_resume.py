@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from batch_files import SHORT, Run, asking, by_id, rows, texts, write
-from command_line import ENVIRONMENT, logitfuse, refusal
+from command_line import ENVIRONMENT, changed, interrupted, logitfuse, refusal
 from logitfuse.api.batch import Results
 from logitfuse.batching import Batcher, Job, Listener, Ticket
 
@@ -95,23 +95,6 @@ class TestGoingOn:
         assert Path("out.jsonl").read_bytes() == before
 
 
-#: Runs the command line, and is interrupted in the middle.
-INTERRUPTED = """
-import os, signal, sys
-from logitfuse.llama import LlamaDecoder
-decode, calls = LlamaDecoder.decode, 0
-def decode_or_not(self, *arguments, **options):
-    global calls
-    calls += 1
-    if calls == 60:
-        os.kill(os.getpid(), signal.SIGINT)
-    return decode(self, *arguments, **options)
-LlamaDecoder.decode = decode_or_not
-from logitfuse.cli import main
-main(sys.argv[1:])
-"""
-
-
 class TestDisturbed:
     @pytest.fixture
     def options(self, folder: Path, file: Path) -> list[str]:
@@ -133,7 +116,7 @@ class TestDisturbed:
 
     def test_ctrl_c(self, run: Run, options: list[str]) -> None:
         done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, *options],
+            changed(interrupted("LlamaDecoder"), *options),
             capture_output=True,
             text=True,
             env=ENVIRONMENT,

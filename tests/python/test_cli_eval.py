@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import pexpect
 import pytest
-from logitfuse.cli import app, main
+from command_line import changed, in_process, interrupted, loggers_kept
+from logitfuse.cli import app
 from logitfuse.evaluation.makers import MAKERS
 from logitfuse.evaluation.table import OutcomeTable
 
@@ -29,26 +28,6 @@ CHOICES = [
     {"question": "Is it [/b] or [b]?", "options": ["[/b]", "[b]"], "answer": 0, "group": "y"},
 ]
 SUMS = [{"question": f"What is {k} + {k}?", "answer": 2 * k} for k in range(3)]
-#: Runs the command line with one thing changed.
-WITH = """
-import os, signal, sys
-from logitfuse.strategies.engine import Engine
-Engine.threads_alone = 1  # as everywhere in the tests
-{change}
-from logitfuse.cli import main
-main(sys.argv[1:])
-"""
-INTERRUPTED = """
-from logitfuse.llama import LlamaContext
-decode, calls = LlamaContext.decode, 0
-def decode_or_not(self, *arguments, **options):
-    global calls
-    calls += 1
-    if calls == 60:
-        os.kill(os.getpid(), signal.SIGINT)
-    return decode(self, *arguments, **options)
-LlamaContext.decode = decode_or_not
-"""
 Eval = Callable[..., tuple[int, str, str]]
 
 
@@ -74,17 +53,13 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Eval]:
     """Runs a command in this process: exit status, stdout, stderr."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["eval", *arguments])
+        code = in_process("eval", *arguments)
         said = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
         assert Path.cwd() == folder
-        return caught.value.code, said.out, said.err
+        return code, said.out, said.err
 
-    log = logging.getLogger("logitfuse")
-    handlers = list(log.handlers)
-    yield command
-    log.handlers[:] = handlers
+    with loggers_kept():
+        yield command
 
 
 def write(name: str, lines: list[Any]) -> None:
@@ -94,7 +69,7 @@ def write(name: str, lines: list[Any]) -> None:
 
 def program(*arguments: str, change: str = "") -> list[str]:
     """The command in a process of its own."""
-    return [sys.executable, "-c", WITH.format(change=change), "eval", *arguments]
+    return changed(change, "eval", *arguments)
 
 
 def process(*arguments: str, change: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
@@ -440,7 +415,7 @@ class TestDisturbed:
         return summary, rows
 
     def test_ctrl_c(self, run: Eval, pair: list[str], undisturbed: Any) -> None:
-        done = process(*self.OPTIONS, *pair, "-o", "cut", change=INTERRUPTED)
+        done = process(*self.OPTIONS, *pair, "-o", "cut", change=interrupted("LlamaContext"))
         assert (done.returncode, done.stdout) == (130, "")
         assert "Traceback" not in done.stderr
         rows = len(Path("cut/outcomes.jsonl").read_text().splitlines())

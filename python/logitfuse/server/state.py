@@ -15,6 +15,7 @@ from logitfuse.api.problems import SERVER, Problem, ProblemError
 from logitfuse.api.service import Api
 from logitfuse.batching import Batcher
 from logitfuse.errors import BusyError
+from logitfuse.grammar import TRIALS
 from logitfuse.server.metrics import Metrics
 from logitfuse.server.settings import Settings
 
@@ -25,8 +26,6 @@ _log = logging.getLogger("logitfuse.server")
 
 #: Seconds after which a client may try again.
 _RETRY_AFTER = 2.0
-#: Threads for trials of constraints, of which `logitfuse.grammar` makes as many at a time.
-_TRIALS = 2
 
 
 class State:
@@ -65,7 +64,7 @@ class State:
         self._source = source
         self._api: Api | None = None
         self.trials = 0
-        self._limiter = CapacityLimiter(_TRIALS)
+        self._limiter = CapacityLimiter(TRIALS)
         #: Of `load`, once the application runs.
         self.loading: asyncio.Task[None] | None = None
 
@@ -131,7 +130,7 @@ class State:
         ProblemError, BusyError
         """
         batcher = self.api.batcher
-        waiting = self.trials - _TRIALS
+        waiting = self.trials - TRIALS
         if waiting >= batcher.slots + batcher.queue:
             raise BusyError(
                 f"{waiting} constraints wait to be tried; come again later",
