@@ -13,6 +13,7 @@ from logitfuse.api.problems import Problem, ProblemError, problem_of
 from logitfuse.config import FuseConfig, parse_config
 from logitfuse.errors import ConfigError, FusionError
 from logitfuse.sampling import SamplingParams
+from pydantic import ValidationError
 
 MEMBERS = ["a", "b"]
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -136,6 +137,15 @@ class TestAsking:
     def test_no_length(self, body: GenerationBody) -> None:
         with pytest.raises(ConfigError, match="must be at least 1"):
             length_of(body, None)
+
+    def test_whole_numbers(self) -> None:
+        """As JSON has them: of any spelling."""
+        given = '{"prompt": [1.0, 2e0], "max_tokens": 3.0, "logprobs": 2.0, "seed": 1e3}'
+        body = CompletionBody.model_validate_json(given)
+        assert (body.prompt, body.max_tokens, body.logprobs, body.seed) == ([1, 2], 3, 2, 1000)
+        for wrong in ("1.5", "true", '"1"', "[1]"):
+            with pytest.raises(ValidationError, match="valid integer"):
+                CompletionBody.model_validate_json(f'{{"prompt": "a", "n": {wrong}}}')
 
     def test_sampling_of_the_file_and_of_the_body(self) -> None:
         base = SamplingParams(temperature=0.3, top_k=7, logit_bias={" a": 1.0})
