@@ -14,7 +14,7 @@ from logitfuse.batching import Batcher
 from logitfuse.sampling import SamplingParams
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
-from servers import Served, ensembles, serving, until
+from servers import PROMPT, Served, ensembles, serving, until
 
 #: Whether a body that fits is answered depends on more than its shape: there are only so many
 #: symbols, models and slots.
@@ -22,8 +22,9 @@ OTHERWISE = {"positive_data_acceptance"}
 
 
 EXAMPLES = 40
-#: What a server seldom knows if it is made up; all but the first are tried now and then.
-MADE_UP = ["model", "grammar", "json_schema", "response_format", "logit_bias", "logitfuse"]
+#: What no server answers if it is made up; all but the first are tried now and then.
+MADE_UP = ["model", "best_of", "logitfuse", "logit_bias"]
+MADE_UP += ["grammar", "json_schema", "response_format"]
 WITH_BODY = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
 OTHERS = ["/v1/models", "/v1/models/{name}", "/tokenizer_info", "/props", "/health"]
 
@@ -51,6 +52,8 @@ def statuses(operation: Any, mode: GenerationMode) -> Counter[int]:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
             for field in MADE_UP[: 1 if seen.total() % 4 == 0 else None]:
                 case.body.pop(field, None)
+            if "prompt" in case.body and seen.total() % 3 == 0:
+                case.body["prompt"] = PROMPT
             if case.body.keys() & {"messages", "prompt"}:
                 case.body["stream"] = seen.total() % 2 == 0
         seen[case.call_and_validate(checks=checks).status_code] += 1
