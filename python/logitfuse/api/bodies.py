@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
 
 from logitfuse.api.refused import refuse, refuse_message
 
@@ -23,12 +31,8 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_WHOLE = BeforeValidator(_whole)
 Probability = Annotated[float, Field(ge=0, le=1)]
-Symbol = Annotated[int, Field(ge=0, lt=2**31), _WHOLE]
-Listed = Annotated[int, Field(ge=0, le=MOST_LISTED), _WHOLE]
-Length = Annotated[int, Field(ge=-1, lt=2**31), _WHOLE]
-Span = Annotated[int, Field(ge=0, lt=2**31), _WHOLE]
+Symbol = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
 Symbols = list[Symbol]
 Stop = Annotated[str, Field(max_length=LONGEST_STOP)]
 Bias = float | Literal[False]
@@ -45,6 +49,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     model: str | None = Field(None, description="name of an ensemble; null: the first one")
+
+    _numbers = field_validator("*", mode="before")(_whole)
 
 
 class StreamOptions(BaseModel):
@@ -85,12 +91,14 @@ class Extension(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     trace: bool | None = Field(None, description="tell every step and who wanted it")
-    candidates: Listed | None = Field(
-        None, description="with trace: how many of each member's own best"
+    candidates: int | None = Field(
+        None, ge=0, le=MOST_LISTED, description="with trace: how many of each member's own best"
     )
     weights: dict[str, float] | list[float] | None = Field(
         None, description="by member, or in the order of the members"
     )
+
+    _numbers = field_validator("candidates", mode="before")(_whole)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -108,28 +116,28 @@ class GenerationBody(Body):
 
     temperature: float | None = Field(None, ge=0, allow_inf_nan=False, description="0: greedy")
     top_p: Probability | None = Field(None, description="keep the best that sum to p")
-    top_k: Annotated[int, Field(ge=-(2**31), lt=2**31), _WHOLE] | None = Field(
-        None, description="0 or less: all"
-    )
+    top_k: int | None = Field(None, ge=-(2**31), lt=2**31, description="0 or less: all")
     min_p: Probability | None = Field(None, description="keep what has p times the best")
     typical_p: float | None = Field(None, gt=0, le=1, description="1: off")
     repeat_penalty: float | None = Field(None, gt=0, allow_inf_nan=False, description="1: off")
-    repeat_last_n: Span | None = Field(None, description="penalty_last_n")
-    penalty_last_n: Span | None = Field(None, description="how many symbols penalties look back at")
+    repeat_last_n: int | None = Field(None, ge=0, lt=2**31, description="penalty_last_n")
+    penalty_last_n: int | None = Field(
+        None, ge=0, lt=2**31, description="how many symbols penalties look back at"
+    )
     frequency_penalty: float | None = Field(None, allow_inf_nan=False, description="nats")
     presence_penalty: float | None = Field(None, allow_inf_nan=False, description="nats")
-    seed: Annotated[int, Field(ge=-(2**31), lt=2**64), _WHOLE] | None = Field(
+    seed: int | None = Field(
         None,
+        ge=-(2**31),
+        lt=2**64,
         description="of the first choice, one more for each; -1: random, -2 and less: plus 2^32",
     )
     logit_bias: Biases | None = Field(None, description="nats by symbol id or text; false forbids")
-    max_tokens: Length | None = Field(None, description="-1: until the end")
-    n_predict: Annotated[int, Field(ge=-2, lt=2**31), _WHOLE] | None = Field(
-        None, description="max_tokens of llama.cpp; -2: until the context is full"
+    max_tokens: int | None = Field(None, ge=-1, lt=2**31, description="-1: until the end")
+    n_predict: int | None = Field(
+        None, ge=-2, lt=2**31, description="max_tokens of llama.cpp; -2: until the context is full"
     )
-    n: Annotated[int, Field(ge=1, le=128), _WHOLE] | None = Field(
-        None, description="how many answers to each prompt"
-    )
+    n: int | None = Field(None, ge=1, le=128, description="how many answers to each prompt")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = Field(None, description="go on where the members would end")
     stream: bool | None = None
@@ -185,9 +193,9 @@ class ChatBody(GenerationBody):
     """Of ``/v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Length | None = Field(None, description="max_tokens")
+    max_completion_tokens: int | None = Field(None, ge=-1, lt=2**31, description="max_tokens")
     logprobs: bool | None = None
-    top_logprobs: Listed | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LISTED)
 
 
 class CompletionBody(GenerationBody):
@@ -196,9 +204,9 @@ class CompletionBody(GenerationBody):
     prompt: str | Symbols | list[str] | list[Symbols] = Field(
         description="text or symbols, of one prompt or of several"
     )
-    logprobs: Listed | None = None
+    logprobs: int | None = Field(None, ge=0, le=MOST_LISTED)
     echo: bool | None = Field(None, description="begin with the prompt, and its log-probabilities")
-    best_of: Annotated[int, Field(ge=1), _WHOLE] | None = Field(None, description="only n")
+    best_of: int | None = Field(None, ge=1, description="only n")
 
 
 class TokenizeBody(Body):
