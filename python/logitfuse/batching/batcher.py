@@ -45,7 +45,7 @@ class Job:
         Jobs of one group are parts of one answer: while one of them is done, none is sent away.
     prompts : mapping of int to Prompt, optional
         The request's prompt as `Engine.render` gives it, if that has been done: it takes time, in
-        which the batcher answers nobody.
+        which the batcher answers nobody.  Jobs that are given the same object count it once.
     """
 
     config: FuseConfig
@@ -227,7 +227,7 @@ class Batcher:
         who = f"{len(running)} requests are being answered and {waiting} wait"
         if waiting >= self.queue + max(0, self.slots - len(running)):
             raise BusyError(f"{who}; come again later", retry_after=_RETRY_AFTER)
-        # Answers to one prompt read it once; one that is alone is read however long it is.
+        # Several answers read their prompt once; one that is alone is read however long it is.
         prompts = {id(t.job.prompts): t.n_tokens for t in (*running, *self._waiting)}
         held = sum(prompts.values())
         most = math.inf if self.queue_tokens is None else self.queue_tokens
