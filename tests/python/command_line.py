@@ -21,7 +21,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 #: Runs the command line with one thing changed.
-WITH = """
+_CHANGED = """
 import os, signal, sys
 from logitfuse.strategies.engine import Engine
 Engine.threads_alone = 1  # as everywhere in the tests
@@ -49,7 +49,7 @@ def interrupted(room: str) -> str:
 
 def changed(change: str, *arguments: str) -> list[str]:
     """The command line with one thing changed, as a program to run."""
-    return [sys.executable, "-c", WITH.format(change=change), *arguments]
+    return [sys.executable, "-c", _CHANGED.format(change=change), *arguments]
 
 
 @contextmanager

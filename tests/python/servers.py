@@ -64,9 +64,7 @@ class Served:
     def __init__(self, source: Batcher | Callable[[], Batcher], **settings: Any) -> None:
         app = make_app(source, Settings(**settings))
         self.state: State = app.state.server
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, ws="none", timeout_keep_alive=int(WAIT)
-        )
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self._server = _InThread(config, self.state, self._listener, lambda *_: None)
         self.port = self._listener.getsockname()[1]

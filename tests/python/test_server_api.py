@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,8 @@ class TestConstraints:
     )
     def test_hostile_ones(self, served: Served, asked: dict[str, Any]) -> None:
         """Whether they are refused or answered, they soon are."""
+        began = time.monotonic()
         response = served.http.post(TEXT, json={"prompt": PROMPT, "max_tokens": 3, **asked})
         assert response.status_code in (200, 400)
+        assert time.monotonic() - began < 10
         until(served.is_idle)

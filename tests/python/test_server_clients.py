@@ -23,7 +23,6 @@ from servers import (
     HELLO,
     PROMPT,
     TEXT,
-    WAIT,
     Served,
     ensembles,
     error_of,
@@ -84,7 +83,7 @@ class TestLeaving:
         before = counted(served, "generated")
         client.close()
         until(served.is_idle)
-        assert counted(served, "generated") - before < LONG["max_tokens"]
+        assert counted(served, "generated") - before < LONG["max_tokens"] / 4
 
     def test_what_was_read_is_counted(self, served: Served) -> None:
         before = counted(served, "prompt")
@@ -242,7 +241,7 @@ class TestDawdling:
             received = b""
             while piece := client.recv(65536):
                 received += piece
-            assert 0.4 < time.monotonic() - began < WAIT / 2  # uvicorn waits twice as long
+            assert 0.4 < time.monotonic() - began < 4  # uvicorn itself waits for the next head
             assert received.startswith(b"HTTP/1.1 200 " if first else b"")
 
     def test_an_answer_may_take_longer(

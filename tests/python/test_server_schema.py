@@ -22,9 +22,16 @@ OTHERWISE = {"positive_data_acceptance"}
 
 
 EXAMPLES = 40
-#: What no server answers if it is made up; all but the first are tried now and then.
-MADE_UP = ["model", "best_of", "logitfuse", "logit_bias"]
-MADE_UP += ["grammar", "json_schema", "response_format"]
+#: What a server seldom answers if it is made up; all but the first are tried now and then.
+MADE_UP = [
+    "model",
+    "best_of",
+    "grammar",
+    "json_schema",
+    "response_format",
+    "logit_bias",
+    "logitfuse",
+]
 WITH_BODY = ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]
 OTHERS = ["/v1/models", "/v1/models/{name}", "/tokenizer_info", "/props", "/health"]
 
