@@ -14,12 +14,19 @@
 
 #include "logitfuse/alignment.hpp"
 #include "logitfuse/kernels.hpp"
+#include "logitfuse/pool.hpp"
 #include "logitfuse/vocab.hpp"
 
 namespace support {
 
 inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+/// All of them.
+inline constexpr logitfuse::PoolKind kPoolKinds[] = {
+    logitfuse::PoolKind::linear,     logitfuse::PoolKind::log_linear, logitfuse::PoolKind::power,
+    logitfuse::PoolKind::min,        logitfuse::PoolKind::product,    logitfuse::PoolKind::contrast,
+    logitfuse::PoolKind::consistency};
 
 using Row = std::vector<float>;
 using SharedVocab = std::shared_ptr<const logitfuse::Vocab>;
