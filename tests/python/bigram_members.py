@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import byte_reference
 import models
-import reference
 from lockstep import oracle_vocab
 from logitfuse.member import Member
 from tiny import bigram_logits, write_tiny
@@ -27,7 +27,7 @@ class BigramMember:
     member: Member
     path: Path
 
-    def oracle(self, head: int) -> tuple[reference.RowOf, list[bytes], list[str]]:
+    def oracle(self, head: int) -> tuple[byte_reference.RowOf, list[bytes], list[str]]:
         """Rows, tokens and kinds behind a first token."""
         table = bigram_logits(self.path)
         return (lambda path: table[path[-1] if path else head], *oracle_vocab(self.member))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import byte_reference
 import numpy as np
 import pytest
-import reference
 from byte_members import Driven, RandomMember, members, vocab_of
 from constraints import mask_of, may_come
 from hypothesis import given
@@ -98,7 +98,9 @@ def cases(draw: st.DrawFn, *, complete: bool = True) -> Case:
 @given(cases(), pers)
 def test_equals_enumeration(case, per):
     """Each member's tokens are struck along every tokenisation, then the rest is as ever."""
-    want = reference.pooled_units([m.oracle for m in case.members], case.weights, case.text, per)
+    want = byte_reference.pooled_units(
+        [m.oracle for m in case.members], case.weights, case.text, per
+    )
     got = case.units(per)
     assert {unit for unit, p in want.items() if p > 1e-5} <= got.keys()
     for unit, p in got.items():

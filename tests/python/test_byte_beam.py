@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import byte_reference
 import numpy as np
 import pytest
 import reference
@@ -20,7 +21,7 @@ END = 256
 
 def check_next(driven: Driven, text: bytes, tolerance: float = 1e-5) -> None:
     """The beam's belief is the oracle's."""
-    want, _ = reference.next_byte(*driven.member.oracle, text)
+    want, _ = byte_reference.next_byte(*driven.member.oracle, text)
     got = np.exp(driven.next())
     assert got.sum() == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=tolerance)
@@ -39,11 +40,11 @@ class TestExact:
     def test_dead_ends(self, member, text):
         driven = member.beam()
         taken = driven.push(text)
-        _, probability = reference.next_byte(*member.oracle, text)
+        _, probability = byte_reference.next_byte(*member.oracle, text)
         assert driven.core.dead == (probability == 0)
         if driven.core.dead:
-            assert reference.next_byte(*member.oracle, text[: taken - 1])[1] > 0
-            assert reference.next_byte(*member.oracle, text[:taken])[1] == 0
+            assert byte_reference.next_byte(*member.oracle, text[: taken - 1])[1] > 0
+            assert byte_reference.next_byte(*member.oracle, text[:taken])[1] == 0
             assert (driven.core.shares, driven.core.wanted, driven.paths) == ([], [], {})
             assert (driven.core.push(text), driven.core.best) == (0, -1)
             with pytest.raises(FusionError, match="cannot spell"):
@@ -57,7 +58,7 @@ class TestExact:
     @given(member=members(), text=texts(max_size=5))
     def test_the_bytes_of_a_text_multiply_to_its_probability(self, member, text):
         found = member.beam().push_singly(text)
-        _, probability = reference.next_byte(*member.oracle, text)
+        _, probability = byte_reference.next_byte(*member.oracle, text)
         assert sum(found) == pytest.approx(np.log(probability), abs=1e-4)
 
     @given(member=members(alphabet=b"ab", length=3), steps=st.integers(1, 3))
@@ -154,7 +155,7 @@ class TestPruned:
         # In three bytes no two paths have the same last two tokens: none join.
         driven = member.beam(prune=prune)
         found = np.exp(np.cumsum(driven.push_singly(text)))
-        _, probability = reference.next_byte(*member.oracle, text)
+        _, probability = byte_reference.next_byte(*member.oracle, text)
         kept = np.r_[1.0, found][: len(driven.waited)]
         lost = float(kept @ driven.waited)
         assert probability - lost <= (found[-1] if text else 1) + 1e-6

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import byte_reference
 import numpy as np
 import pytest
-import reference
 from bigram_members import BigramMember, make_bigram
 from lockstep import (
     GREEDY,
@@ -210,7 +210,7 @@ class TestLaws:
 
 def masked(oracle: Any, before: bytes, unit: bytes, k: int) -> float:
     """Probability of a unit's k-th byte, where only bytes that keep the text valid may follow."""
-    row, _ = reference.next_byte(*oracle, before + unit[:k])
+    row, _ = byte_reference.next_byte(*oracle, before + unit[:k])
     may = [may_follow(unit[:k], bytes([byte])) for byte in range(256)]
     row[:256][~np.array(may)] = 0
     return float(row[unit[k]] / row.sum())
@@ -235,7 +235,7 @@ class TestExact:
         out = np.empty(_core.BYTE_OUTCOMES, np.float32)
         beam.core.next(out)
         text = one.member.vocab.join(tokens[start:])
-        want, _ = reference.next_byte(*one.oracle(tokens[0]), text)
+        want, _ = byte_reference.next_byte(*one.oracle(tokens[0]), text)
         np.testing.assert_allclose(np.exp(out), want, atol=1e-3, rtol=0.02)
 
     @pytest.mark.parametrize("name", ["mamba", "lfm2", "gpt2"])
@@ -250,7 +250,7 @@ class TestExact:
             assert beam.push(text) == len(text)
             out = np.empty(_core.BYTE_OUTCOMES, np.float32)
             beam.core.next(out)
-            want, _ = reference.next_byte(*one.oracle(tokens[-1]), text)
+            want, _ = byte_reference.next_byte(*one.oracle(tokens[-1]), text)
             np.testing.assert_allclose(np.exp(out), want, atol=1e-3, rtol=0.02)
 
     @pytest.mark.parametrize("names", [("gpt2",), ("gpt2", "twin"), ("gpt2", "llama-spm")], ids=str)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import byte_reference
 import numpy as np
 import pytest
-import reference
 from bigram_members import CAREFUL, BigramMember, make_bigram
 from lockstep import NAMES
 from logitfuse import _core
@@ -56,7 +56,7 @@ class TestRows:
         check(scores, text)
         oracle = bigram.oracle(head_of(bigram.member))
         for k in range(len(scores.text)):
-            want, _ = reference.next_byte(*oracle, scores.text[:k])
+            want, _ = byte_reference.next_byte(*oracle, scores.text[:k])
             np.testing.assert_allclose(np.exp(scores.logprobs[k]), want, rtol=0.02, atol=1e-3)
 
     @pytest.mark.parametrize("prefix", ["th", "the", "the "])
@@ -64,13 +64,13 @@ class TestRows:
         scores = score_bytes(bigram.member, "e d", prefix=prefix, **CAREFUL)
         oracle = bigram.oracle(head_of(bigram.member))
         for k in range(3):
-            want, _ = reference.next_byte(*oracle, prefix.encode() + b"e d"[:k])
+            want, _ = byte_reference.next_byte(*oracle, prefix.encode() + b"e d"[:k])
             np.testing.assert_allclose(np.exp(scores.logprobs[k]), want, rtol=0.02, atol=1e-3)
 
     def test_the_whole_text_has_the_sum_over_its_tokenisations(self, bigram):
         text = b"the do"
         scores = score_bytes(bigram.member, text, **CAREFUL)
-        _, probability = reference.next_byte(*bigram.oracle(head_of(bigram.member)), text)
+        _, probability = byte_reference.next_byte(*bigram.oracle(head_of(bigram.member)), text)
         assert scores.observed.sum() == pytest.approx(math.log(probability), abs=0.01)
 
     @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import byte_reference
 import jsonschema
 import numpy as np
 import pytest
@@ -248,7 +249,7 @@ class TestDistribution:
             oracles.append((bound, tokens, kinds))
         text = b""
         for step in said.steps[:3]:
-            want = reference.pooled_units(oracles, weights, text, per)
+            want = byte_reference.pooled_units(oracles, weights, text, per)
             for unit, logprob in step.top:
                 wanted = want.get(unit or reference.END, 0)
                 assert math.exp(logprob) == pytest.approx(wanted, rel=0.01, abs=1e-4)

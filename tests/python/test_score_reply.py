@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import byte_reference
 import numpy as np
 import pytest
-import reference
 from bigram_members import CAREFUL, BigramMember, make_bigram
 from lockstep import GREEDY, NAMES, PAIRS, PROMPT, PURE, TRIPLE, Load, answer, oracle_vocab, request
 from logitfuse import _core
@@ -193,7 +193,7 @@ class TestBytes:
     @staticmethod
     def masked(oracle: tuple, before: bytes) -> np.ndarray:
         """What a member believes of the next byte, where the text must stay valid."""
-        row, _ = reference.next_byte(*oracle, before)
+        row, _ = byte_reference.next_byte(*oracle, before)
         tail = before[len(before) - _core.unfinished_utf8(before[-3:]) :]
         for byte in range(256):
             row[byte] *= _core.continues_utf8(tail, bytes([byte]))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import byte_reference
 import numpy as np
 import pytest
 import reference
@@ -60,7 +61,7 @@ class Search:
 
     def oracle(self, weights, allowed=lambda _text, _outcome: True):
         oracles = [member.oracle for member in self.members]
-        return reference.pooled_units(oracles, weights, self.text, self.per, allowed)
+        return byte_reference.pooled_units(oracles, weights, self.text, self.per, allowed)
 
 
 def check_same(got: dict, want: dict, tolerance: float = 1e-5) -> None:
@@ -110,11 +111,11 @@ class TestEnumerated:
         for unit, p in units.items():
             each = []
             for member in some:
-                row, before = reference.next_byte(*member.oracle, text)
+                row, before = byte_reference.next_byte(*member.oracle, text)
                 if isinstance(unit, str):
                     each.append(row[256])
                 else:
-                    each.append(reference.next_byte(*member.oracle, text + unit)[1] / before)
+                    each.append(byte_reference.next_byte(*member.oracle, text + unit)[1] / before)
             assert p == pytest.approx(float(shares @ each), rel=1e-3, abs=1e-5)
 
     @given(group=groups(max_tokens=5), text=texts(max_size=2))
@@ -126,7 +127,7 @@ class TestEnumerated:
             want, outcomes = 1.0, [256] if isinstance(unit, str) else list(unit)
             for k, outcome in enumerate(outcomes):
                 before = text + bytes(outcomes[:k]) if outcome < 256 else text
-                rows = [reference.next_byte(*member.oracle, before)[0] for member in some]
+                rows = [byte_reference.next_byte(*member.oracle, before)[0] for member in some]
                 want *= float(shares @ [row[outcome] for row in rows])
             assert p == pytest.approx(want, rel=1e-3, abs=1e-5)
 
@@ -139,13 +140,13 @@ class TestEnumerated:
             if weights[m] == 0:
                 assert np.isnan(fused.member_logprobs[m]).all()
                 continue
-            row, before = reference.next_byte(*member.oracle, text)
+            row, before = byte_reference.next_byte(*member.oracle, text)
             for k, symbol in enumerate(fused.symbols.tolist()):
                 unit = search.unit(symbol)
                 own = (
                     row[256]
                     if isinstance(unit, str)
-                    else reference.next_byte(*member.oracle, text + unit)[1] / before
+                    else byte_reference.next_byte(*member.oracle, text + unit)[1] / before
                 )
                 got = math.exp(fused.member_logprob(k)[m])
                 assert got == pytest.approx(own, rel=1e-3, abs=1e-6)
@@ -306,12 +307,12 @@ class TestLaws:
         """And then it is all the same what the weights are weights of."""
         byte, unit = (Search([member], text, per).candidates() for per in ("byte", "unit"))
         check_same(byte, unit, 1e-6)
-        row, before = reference.next_byte(*member.oracle, text)
+        row, before = byte_reference.next_byte(*member.oracle, text)
         for string, p in byte.items():
             want = (
                 row[256]
                 if isinstance(string, str)
-                else reference.next_byte(*member.oracle, text + string)[1] / before
+                else byte_reference.next_byte(*member.oracle, text + string)[1] / before
             )
             assert p == pytest.approx(want, rel=1e-3, abs=1e-6)
 
