@@ -11,9 +11,9 @@ import accuracy
 import models
 import numpy as np
 import pytest
-from accuracy import Exam
 from asking import Question
 from bytecache import one_thread
+from exam import Exam, answers_of, ask
 from logitfuse.beam import Beam
 from logitfuse.fitting import Floats
 from logitfuse.member import Member
@@ -53,7 +53,7 @@ def test_answers_count_every_tokenisation(tiny: Path) -> None:
     """The canonical one is among them, so a string is never less probable than its tokens."""
     question = Question("letters", "Which is it?", ("a", "in", "th", "s"), 0)
     with one_thread(tiny) as member:
-        answers = accuracy.ask(member, Beam(member), question)
+        answers = ask(member, Beam(member), question)
         bos = member.model.bos if member.model.add_bos else None
         head = [int(member.vocab.end_ids[0]) if bos is None else bos]
         for option, found in zip(question.continuations, answers, strict=True):
@@ -71,21 +71,21 @@ def test_answers_count_every_tokenisation(tiny: Path) -> None:
 def test_answers_do_not_depend_on_their_order(tiny: Path) -> None:
     with one_thread(tiny) as member:
         beam = Beam(member)
-        first = accuracy.ask(member, beam, QUESTIONS[0])
-        accuracy.ask(member, beam, QUESTIONS[1])
-        again = accuracy.ask(member, beam, QUESTIONS[0])
+        first = ask(member, beam, QUESTIONS[0])
+        ask(member, beam, QUESTIONS[1])
+        again = ask(member, beam, QUESTIONS[0])
         for one, two in zip(first, again, strict=True):
             assert one == pytest.approx(two, abs=1e-3)
 
 
 def test_answers_are_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = accuracy.answers_of(tiny, QUESTIONS, tmp_path)
+    first = answers_of(tiny, QUESTIONS, tmp_path)
 
     def refuse(*_: object, **__: object) -> Member:
         raise AssertionError("loaded again")
 
     monkeypatch.setattr("bytecache.Member", refuse)
-    again = accuracy.answers_of(tiny, QUESTIONS, tmp_path)
+    again = answers_of(tiny, QUESTIONS, tmp_path)
     for one, two in zip(first, again, strict=True):
         assert [option.tolist() for option in one] == [option.tolist() for option in two]
 
