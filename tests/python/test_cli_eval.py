@@ -2,133 +2,50 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import resource
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
-from command_line import changed, in_process, interrupted, loggers_kept
+from eval_commands import (
+    CHOICES,
+    ENVIRONMENT,
+    SUMS,
+    Eval,
+    lasting,
+    process,
+    program,
+    strict,
+    write,
+)
 from logitfuse.cli import app
 from logitfuse.evaluation.makers import MAKERS
 from logitfuse.evaluation.table import OutcomeTable
 
-ENVIRONMENT = os.environ | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8", "COLUMNS": "160"}
-TEXT = "The naïve fox sat — 7 dogs came. 你好 🤖!\n" * 3
-CHOICES = [
-    {"question": "Where is the fox?", "options": ["Lyon", "Paris"], "answer": "B", "group": "x"},
-    {"question": "2 + 2?", "options": ["3", "4", "five"], "answer": "4", "group": "y"},
-    {"question": "Is it [/b] or [b]?", "options": ["[/b]", "[b]"], "answer": 0, "group": "y"},
-]
-SUMS = [{"question": f"What is {k} + {k}?", "answer": 2 * k} for k in range(3)]
-Eval = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_models: Mapping[str, Path]) -> list[str]:
-    """Options for two members."""
-    files = [part for name in ("gpt2", "llama-spm") for part in ("-m", str(tiny_models[name]))]
-    return [*files, "-t", "1", "-c", "256"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user works."""
-    monkeypatch.chdir(tmp_path)
-    Path("notes.txt").write_text(TEXT, encoding="utf-8")
-    write("choices.jsonl", CHOICES)
-    write("sums.jsonl", SUMS)
-    return tmp_path
-
-
-@pytest.fixture
-def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Eval]:
-    """Runs a command in this process: exit status, stdout, stderr."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        code = in_process("eval", *arguments)
-        said = capsys.readouterr()
-        assert Path.cwd() == folder
-        return code, said.out, said.err
-
-    with loggers_kept():
-        yield command
-
-
-def write(name: str, lines: list[Any]) -> None:
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    Path(name).write_text(text + "\n", encoding="utf-8")
-
-
-def program(*arguments: str, change: str = "") -> list[str]:
-    """The command in a process of its own."""
-    return changed(change, "eval", *arguments)
-
-
-def process(*arguments: str, change: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a process of its own."""
-    return subprocess.run(
-        program(*arguments, change=change),
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        **options,
-    )
-
-
-def strict(text: str) -> Any:
-    """JSON without NaN and infinities."""
-
-    def refuse(literal: str) -> None:
-        raise AssertionError(literal)
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def lasting(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a second run finds again: all but time and memory."""
-    kept = dict(summary)
-    for key in ("machine", "peak_memory", "pareto", "verdict"):
-        del kept[key]
-    rows = []
-    for row in kept["rows"]:
-        drop = ("seconds", "tokens_per_s")
-        # Whose time it took is a question of luck where several are equally good.
-        drop += ("tokens",) if row["kind"] in ("random", "oracle") else ()
-        rows.append({key: value for key, value in row.items() if key not in drop})
-    return kept | {"rows": rows}
+pytest_plugins = ["eval_fixtures"]
 
 
 class TestBpb:
-    def test_a_text(self, run: Eval, pair: list[str], folder: Path) -> None:
-        code, out, err = run("bpb", "notes.txt", *pair, "--window", "60", "--stride", "30")
+    def test_a_text(self, evaluate: Eval, two: list[str], desk: Path) -> None:
+        code, out, err = evaluate("bpb", "notes.txt", *two, "--window", "60", "--stride", "30")
         assert code == 0, err
         assert out.startswith("Bits per byte of 1 text: gpt2+llama-spm, 4 items, 95 % intervals")
         for line in ("gpt2", "llama-spm", "ensemble", "Cost per item", "peak memory: "):
             assert f"\n{line}" in out
-        made = {path.name for path in (folder / "notes.eval").iterdir()}
+        made = {path.name for path in (desk / "notes.eval").iterdir()}
         assert made == {"outcomes.jsonl", "summary.json", "report.html"} | {
             f"{plot}.{kind}" for plot in ("pareto", "weights") for kind in ("png", "svg")
         }
-        report = (folder / "notes.eval" / "report.html").read_text(encoding="utf-8")
+        report = (desk / "notes.eval" / "report.html").read_text(encoding="utf-8")
         assert "<svg" in report
         assert "src=" not in report
 
-    def test_json_of_a_folder(self, run: Eval, pair: list[str]) -> None:
+    def test_json_of_a_folder(self, evaluate: Eval, two: list[str]) -> None:
         for name, content in (("a.txt", b"The fox."), ("b.md", b"A dog."), ("c.txt", b"\xff")):
             (Path("texts") / name).parent.mkdir(exist_ok=True)
             (Path("texts") / name).write_bytes(content)
-        code, out, err = run("bpb", "texts", *pair, "--json", "--limit", "5")
+        code, out, err = evaluate("bpb", "texts", *two, "--json", "--limit", "5")
         assert code == 0
         assert "1 file not UTF-8 or empty: texts/c.txt" in err
         summary = strict(out)
@@ -142,31 +59,33 @@ class TestBpb:
         (written,) = Path().glob("*/summary.json")
         assert strict(written.read_text()) == {k: v for k, v in summary.items() if k != "files"}
 
-    def test_a_folder_is_read_again_without_its_outcomes(self, run: Eval, pair: list[str]) -> None:
+    def test_a_folder_is_read_again_without_its_outcomes(
+        self, evaluate: Eval, two: list[str]
+    ) -> None:
         for _ in range(2):
-            code, out, _ = run("bpb", ".", *pair, "--json", "--limit", "9")
+            code, out, _ = evaluate("bpb", ".", *two, "--json", "--limit", "9")
             assert (code, strict(out)["items"]) == (0, 1)
 
-    def test_what_failed_is_said_and_tried_again(self, run: Eval, pair: list[str]) -> None:
+    def test_what_failed_is_said_and_tried_again(self, evaluate: Eval, two: list[str]) -> None:
         Path("long.txt").write_text("fox " * 300)
         options = ("--window", "1200", "--stride", "200")
         for _ in range(2):
-            code, out, err = run("bpb", "long.txt", *pair, *options)
+            code, out, err = evaluate("bpb", "long.txt", *two, *options)
             assert code == 1
             assert "failed, the first: gpt2 on long.txt:0: ContextLengthError" in " ".join(
                 err.split()
             )
             assert "--retry" in err
             assert "nan" not in out
-        assert run("bpb", "long.txt", *pair, *options, "--retry", "--json")[0] == 1
-        pair = [*pair[:-1], "1024"]
-        assert run("bpb", "long.txt", *pair, "--window", "300", "--stride", "250")[0] == 0
+        assert evaluate("bpb", "long.txt", *two, *options, "--retry", "--json")[0] == 1
+        two = [*two[:-1], "1024"]
+        assert evaluate("bpb", "long.txt", *two, "--window", "300", "--stride", "250")[0] == 0
 
 
 class TestChoice:
     @pytest.mark.parametrize("mode", ["full", "letter", "both"])
-    def test_modes(self, run: Eval, pair: list[str], mode: str) -> None:
-        code, out, _ = run("choice", "choices.jsonl", *pair, "--mode", mode, "--json")
+    def test_modes(self, evaluate: Eval, two: list[str], mode: str) -> None:
+        code, out, _ = evaluate("choice", "choices.jsonl", *two, "--mode", mode, "--json")
         assert code == 0
         summary = strict(out)
         assert (summary["task"], summary["items"]) == ("choice", 3)
@@ -176,56 +95,56 @@ class TestChoice:
         if mode == "both" and "Where is the fox?" in report:
             assert "A. Lyon" in report
 
-    def test_tables(self, run: Eval, pair: list[str]) -> None:
+    def test_tables(self, evaluate: Eval, two: list[str]) -> None:
         options = ("--chat", "-sys", "Be [/brief].", "--shots", "1", "-o", "out")
-        code, out, err = run("choice", "choices.jsonl", *pair, *options)
+        code, out, err = evaluate("choice", "choices.jsonl", *two, *options)
         assert code == 0, err
         assert "2 items" in out
         assert Path("out/report.html").exists()
 
-    def test_an_ensemble_file(self, run: Eval, tiny_models: Mapping[str, Path]) -> None:
+    def test_an_ensemble_file(self, evaluate: Eval, tiny_models: Mapping[str, Path]) -> None:
         members = "".join(
             f'[[member]]\nmodel = "{tiny_models[file]}"\nname = "[/{name}]"\n'
             "n_threads = 1\nn_ctx = 256\n"
             for file, name in (("gpt2", "one"), ("smol", "two"))
         )
         Path("pair.toml").write_text(f'strategy = "fuse"\n{members}')
-        code, out, _ = run("choice", "choices.jsonl", "-e", "pair.toml")
+        code, out, _ = evaluate("choice", "choices.jsonl", "-e", "pair.toml")
         assert code == 0
         assert "\n[/one] " in out
         assert "\n[/two] " in out
 
-    def test_a_built_in_task(self, run: Eval, pair: list[str]) -> None:
+    def test_a_built_in_task(self, evaluate: Eval, two: list[str]) -> None:
         found = []
         for seed in ("0", "1"):
             options = ("--questions", "4", "--shots", "1", "--task-seed", seed, "--json")
-            code, out, _ = run("choice", "sums:easy", *pair, *options)
+            code, out, _ = evaluate("choice", "sums:easy", *two, *options)
             assert (code, strict(out)["items"]) == (0, 4)
             found.append(Path("sums-easy.eval/outcomes.jsonl").read_text())
         assert found[1].startswith(found[0])
         assert len(found[1]) > 1.5 * len(found[0])
 
-    def test_one_member(self, run: Eval, pair: list[str]) -> None:
-        for options in (pair[2:], [*pair, "--weights", "0,1"]):
-            code, out, _ = run("choice", "choices.jsonl", *options)
+    def test_one_member(self, evaluate: Eval, two: list[str]) -> None:
+        for options in (two[2:], [*two, "--weights", "0,1"]):
+            code, out, _ = evaluate("choice", "choices.jsonl", *options)
             assert code == 0
             assert "llama-spm is alone" in " ".join(out.split())
 
-    def test_one_file_twice(self, run: Eval, pair: list[str]) -> None:
-        code, out, _ = run("choice", "choices.jsonl", *pair[:2], *pair[:2], *pair[4:], "--json")
+    def test_one_file_twice(self, evaluate: Eval, two: list[str]) -> None:
+        code, out, _ = evaluate("choice", "choices.jsonl", *two[:2], *two[:2], *two[4:], "--json")
         assert code == 0
         assert [row["name"] for row in strict(out)["rows"][:2]] == ["gpt2", "gpt2 (2)"]
 
-    def test_bad_lines_are_left_out(self, run: Eval, pair: list[str]) -> None:
+    def test_bad_lines_are_left_out(self, evaluate: Eval, two: list[str]) -> None:
         write("bad.jsonl", [CHOICES[0], "{", {"question": "?"}, CHOICES[1]])
-        code, out, err = run("choice", "bad.jsonl", *pair, "--skip-bad", "--json")
+        code, out, err = evaluate("choice", "bad.jsonl", *two, "--skip-bad", "--json")
         assert (code, strict(out)["items"]) == (0, 2)
         assert "2 lines cannot be used: 2, 3" in err
 
 
 class TestExact:
-    def test_the_best_member_is_asked_again(self, run: Eval, pair: list[str]) -> None:
-        code, out, _ = run("exact", "sums.jsonl", *pair, "-n", "4", "--json")
+    def test_the_best_member_is_asked_again(self, evaluate: Eval, two: list[str]) -> None:
+        code, out, _ = evaluate("exact", "sums.jsonl", *two, "-n", "4", "--json")
         assert code == 0
         summary = strict(out)
         kinds = [row["kind"] for row in summary["rows"]]
@@ -242,37 +161,37 @@ class TestExact:
         spent = sum(row.seconds for row in sampled)
         assert spent - last.seconds < budget or len(sampled) == len(SUMS)
 
-    def test_without(self, run: Eval, pair: list[str]) -> None:
+    def test_without(self, evaluate: Eval, two: list[str]) -> None:
         options = ("-n", "3", "--no-resample", "--temp", "0.5", "-s", "3", "--stop", "x", "--chat")
         found = []
         for where in ("one", "two"):
-            code, out, _ = run("exact", "sums.jsonl", *pair, *options, "-o", where, "--json")
+            code, out, _ = evaluate("exact", "sums.jsonl", *two, *options, "-o", where, "--json")
             assert code == 0
             found.append(lasting(strict(out)))
             del found[-1]["files"]
             assert "sampled" not in [row["kind"] for row in found[-1]["rows"]]
         assert found[0] == found[1]
 
-    def test_a_mixture(self, run: Eval, pair: list[str]) -> None:
-        options = ("exact", "sums.jsonl", *pair, "-n", "3", "--strategy", "mix", "--no-resample")
-        code, _, err = run(*options)
+    def test_a_mixture(self, evaluate: Eval, two: list[str]) -> None:
+        options = ("exact", "sums.jsonl", *two, "-n", "3", "--strategy", "mix", "--no-resample")
+        code, _, err = evaluate(*options)
         assert code == 2
         assert err.splitlines()[-1].startswith("logitfuse: mix draws a member")
-        assert run(*options, "--temp", "0.7")[0] == 0
+        assert evaluate(*options, "--temp", "0.7")[0] == 0
 
 
 class TestTrace:
-    def test_an_answer(self, pair: list[str], folder: Path) -> None:
+    def test_an_answer(self, two: list[str], desk: Path) -> None:
         options = ("-n", "6", "--temp", "0", "-o", "trace.html")
-        done = process("trace", "Hi [/INST] [b]", *pair, *options, cwd=folder)
+        done = process("trace", "Hi [/INST] [b]", *two, *options, cwd=desk)
         assert done.returncode == 0, done.stderr
         assert "6 steps: " in done.stdout
         assert "would have differed" in done.stdout
-        assert "<html" in (folder / "trace.html").read_text(encoding="utf-8")
+        assert "<html" in (desk / "trace.html").read_text(encoding="utf-8")
 
-    def test_json_of_a_given_text(self, pair: list[str], folder: Path) -> None:
-        (folder / "given.txt").write_text(" a naïve 🤖", encoding="utf-8")
-        done = process("trace", "Hi", "--given-file", "given.txt", *pair, "--json", cwd=folder)
+    def test_json_of_a_given_text(self, two: list[str], desk: Path) -> None:
+        (desk / "given.txt").write_text(" a naïve 🤖", encoding="utf-8")
+        done = process("trace", "Hi", "--given-file", "given.txt", *two, "--json", cwd=desk)
         traced = strict(done.stdout)
         assert (traced["text"], traced["forced"]) == (" a naïve 🤖", True)
         assert sum(len(step["bytes"]) for step in traced["steps"]) == len(" a naïve 🤖".encode())
@@ -286,29 +205,32 @@ class TestTrace:
             ([], "the prompt is empty"),
         ],
     )
-    def test_refusals(self, pair: list[str], arguments: list[str], said: str) -> None:
-        done = process("trace", *arguments, *pair)
+    def test_refusals(self, two: list[str], arguments: list[str], said: str) -> None:
+        done = process("trace", *arguments, *two)
         assert done.returncode == 2
         assert said in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
 
 
 class TestMake:
-    def test_tasks(self, run: Eval) -> None:
-        code, out, _ = run("make")
+    def test_tasks(self, evaluate: Eval) -> None:
+        code, out, _ = evaluate("make")
         assert code == 0
         for name in MAKERS:
             assert f"\n{name} " in out
-        listed = strict(run("make", "--json")[1])
+        listed = strict(evaluate("make", "--json")[1])
         assert set(listed) == set(MAKERS)
 
-    def test_what_is_made_can_be_used(self, run: Eval, pair: list[str]) -> None:
-        assert run("make", "chains", "-n", "3", "--level", "easy", "-o", "c.jsonl")[:2] == (0, "")
-        _, out, _ = run("make", "chains", "-n", "3", "--level", "easy")
+    def test_what_is_made_can_be_used(self, evaluate: Eval, two: list[str]) -> None:
+        assert evaluate("make", "chains", "-n", "3", "--level", "easy", "-o", "c.jsonl")[:2] == (
+            0,
+            "",
+        )
+        _, out, _ = evaluate("make", "chains", "-n", "3", "--level", "easy")
         assert Path("c.jsonl").read_text(encoding="utf-8") == out
         assert len(out.splitlines()) == 3
         options = ("-n", "2", "--no-resample", "--json")
-        code, out, _ = run("exact", "c.jsonl", *pair, *options)
+        code, out, _ = evaluate("exact", "c.jsonl", *two, *options)
         assert (code, strict(out)["items"]) == (0, 3)
 
 
@@ -326,9 +248,11 @@ class TestRefusals:
             ("exact", {"question": "?", "answer": "x", "kind": "number"}, "be read as a number"),
         ],
     )
-    def test_lines(self, run: Eval, pair: list[str], command: str, line: Any, said: str) -> None:
+    def test_lines(
+        self, evaluate: Eval, two: list[str], command: str, line: Any, said: str
+    ) -> None:
         write("bad.jsonl", [(CHOICES if command == "choice" else SUMS)[0], line])
-        code, out, err = run(command, "bad.jsonl", *pair)
+        code, out, err = evaluate(command, "bad.jsonl", *two)
         assert (code, out) == (2, "")
         assert err.startswith("logitfuse: 'bad.jsonl' line 2")
         assert said in err
@@ -365,125 +289,46 @@ class TestRefusals:
         ],
         ids=lambda part: part if isinstance(part, str) else " ".join(part),
     )
-    def test_one_line(self, run: Eval, pair: list[str], arguments: list[str], said: str) -> None:
+    def test_one_line(
+        self, evaluate: Eval, two: list[str], arguments: list[str], said: str
+    ) -> None:
         Path("empty.jsonl").touch()
         Path("bare").mkdir()
         Path("robot.txt").write_text("🤖")
-        models = [] if arguments[0] == "make" else pair
-        code, out, err = run(*arguments, *models)
+        models = [] if arguments[0] == "make" else two
+        code, out, err = evaluate(*arguments, *models)
         assert (code, out) == (2, ""), err
         (line,) = (line for line in err.splitlines() if line.startswith("logitfuse: "))
         assert line == err.splitlines()[-1]
         assert said in line
         assert "Traceback" not in err
 
-    def test_a_table_that_is_in_use(self, run: Eval, pair: list[str]) -> None:
+    def test_a_table_that_is_in_use(self, evaluate: Eval, two: list[str]) -> None:
         Path("out").mkdir()
         with OutcomeTable("out/outcomes.jsonl"):
-            code, _, err = run("choice", "choices.jsonl", *pair, "-o", "out")
+            code, _, err = evaluate("choice", "choices.jsonl", *two, "-o", "out")
         assert code == 2
         assert "another run is writing 'out/outcomes.jsonl'" in err.splitlines()[-1]
 
-    def test_a_damaged_table(self, run: Eval, pair: list[str]) -> None:
+    def test_a_damaged_table(self, evaluate: Eval, two: list[str]) -> None:
         Path("out").mkdir()
         Path("out/outcomes.jsonl").write_text("something else\n")
-        code, _, err = run("choice", "choices.jsonl", *pair, "-o", "out")
+        code, _, err = evaluate("choice", "choices.jsonl", *two, "-o", "out")
         assert code == 2
         assert "line 1 of 'out/outcomes.jsonl'" in err
         assert Path("out/outcomes.jsonl").read_text() == "something else\n"
 
 
-class TestDisturbed:
-    OPTIONS = ("choice", "sums:easy", "--questions", "14", "--mode", "both")
-
-    @pytest.fixture
-    def undisturbed(self, run: Eval, pair: list[str]) -> tuple[dict[str, Any], list[str]]:
-        code, out, err = run(*self.OPTIONS, *pair, "-o", "whole", "--json")
-        assert code == 0, err
-        return self.found(out, Path("whole"))
-
-    @staticmethod
-    def found(out: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
-        """The summary and the rows, but for the time they took."""
-        summary = lasting(strict(out))
-        del summary["files"]
-        rows = []
-        for line in (folder / "outcomes.jsonl").read_text(encoding="utf-8").splitlines():
-            row = strict(line)
-            del row["seconds"]
-            rows.append(json.dumps(row, sort_keys=True))
-        return summary, rows
-
-    def test_ctrl_c(self, run: Eval, pair: list[str], undisturbed: Any) -> None:
-        done = process(*self.OPTIONS, *pair, "-o", "cut", change=interrupted("LlamaContext"))
-        assert (done.returncode, done.stdout) == (130, "")
-        assert "Traceback" not in done.stderr
-        rows = len(Path("cut/outcomes.jsonl").read_text().splitlines())
-        assert 0 < rows < 42
-        assert f"{rows} new outcomes are kept in 'cut/outcomes.jsonl'" in done.stderr
-        code, out, _ = run(*self.OPTIONS, *pair, "-o", "cut", "--json")
-        assert code == 0
-        assert self.found(out, Path("cut")) == undisturbed
-
-    def test_kills(self, run: Eval, pair: list[str], undisturbed: Any) -> None:
-        rng = random.Random(5)
-        table = Path("cut/outcomes.jsonl")
-        command = program(*self.OPTIONS, *pair, "-o", "cut")
-        killed = []
-        for _ in range(4):
-            before = table.stat().st_size if table.exists() else 0
-            wanted = before + rng.randrange(1, 9000)
-            child = subprocess.Popen(
-                command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while child.poll() is None:
-                if table.exists() and table.stat().st_size >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.001)
-            killed.append(child.wait())
-        assert -signal.SIGKILL in killed
-        code, out, _ = run(*self.OPTIONS, *pair, "-o", "cut", "--json")
-        assert code == 0
-        assert self.found(out, Path("cut")) == undisturbed
-
-    def test_a_full_disk(self, run: Eval, pair: list[str], undisturbed: Any) -> None:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-
-        done = process(*self.OPTIONS, *pair, "-o", "cut", preexec_fn=limit)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
-        line = done.stderr.splitlines()[-1]
-        assert line.startswith("logitfuse: File too large: ")
-        assert "new outcomes are kept in 'cut/outcomes.jsonl'" in line
-        size = Path("cut/outcomes.jsonl").stat().st_size
-        assert 0 < size <= 9000
-        code, out, _ = run(*self.OPTIONS, *pair, "-o", "cut", "--json")
-        assert code == 0
-        assert self.found(out, Path("cut")) == undisturbed
-
-    def test_without_matplotlib(self, pair: list[str], folder: Path) -> None:
-        change = "sys.modules['matplotlib'] = None"
-        done = process("choice", "choices.jsonl", *pair, "--json", change=change, cwd=folder)
-        assert done.returncode == 0
-        assert "no plots: " in done.stderr
-        assert "pip install 'logitfuse[eval]'" in done.stderr
-        files = [Path(file).name for file in strict(done.stdout)["files"]]
-        assert files == ["summary.json", "report.html"]
-        assert (folder / "choices.eval" / "report.html").exists()
-
-
 class TestTerminal:
-    def test_progress(self, pair: list[str], folder: Path) -> None:
-        command = program("choice", "sums", "--questions", "60", *pair)
+    def test_progress(self, two: list[str], desk: Path) -> None:
+        command = program("choice", "sums", "--questions", "60", *two)
         child = pexpect.spawn(
             command[0],
             command[1:],
             env=ENVIRONMENT,
             encoding="utf-8",
             timeout=60,
-            cwd=folder,
+            cwd=desk,
             dimensions=(40, 160),
         )
         child.expect_exact("━━━━")
@@ -495,8 +340,8 @@ class TestTerminal:
         assert child.exitstatus == 0
 
     @pytest.mark.parametrize("command", ["bpb", "choice", "exact", "trace", "make"])
-    def test_help(self, run: Eval, command: str) -> None:
-        code, out, _ = run(command, "--help")
+    def test_help(self, evaluate: Eval, command: str) -> None:
+        code, out, _ = evaluate(command, "--help")
         assert code == 0
         assert f"logitfuse eval {command} " in out
         assert "Examples:" in out
@@ -505,8 +350,8 @@ class TestTerminal:
         names = [name for argument in described if argument.show for name in argument.names]
         assert len(names) == len(set(names))  # no option has two meanings
 
-    def test_all_commands_are_listed(self, run: Eval) -> None:
-        code, out, _ = run()
+    def test_all_commands_are_listed(self, evaluate: Eval) -> None:
+        code, out, _ = evaluate()
         assert code == 0
         for command in ("bpb", "choice", "exact", "trace", "make"):
             assert command in out
