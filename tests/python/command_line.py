@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,24 @@ def start(*command: str | Path, stdin: str | bytes | None = None, **options: Any
 def logitfuse(*arguments: str | Path, **options: Any) -> Done:
     """Run a command as users do."""
     return start(sys.executable, "-m", "logitfuse", *arguments, **options)
+
+
+def kill_again_and_again(command: Sequence[str], file: Path, most: int) -> None:
+    """Start a command four times, and kill it when its file has grown by up to `most` bytes."""
+    rng, ends = random.Random(5), []
+    for _ in range(4):
+        before = file.stat().st_size if file.exists() else 0
+        wanted = before + rng.randrange(1, most)
+        child = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while child.poll() is None:
+            if file.exists() and file.stat().st_size >= wanted:
+                child.kill()
+                break
+            time.sleep(0.001)
+        ends.append(child.wait())
+    assert -signal.SIGKILL in ends
 
 
 def ok(*arguments: str | Path, **options: Any) -> str:

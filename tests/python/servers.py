@@ -29,6 +29,7 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 HELLO = [{"role": "user", "content": "Hello there"}]
 PROMPT = "Once upon a time"
+SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
 
 def ensembles(models: Mapping[str, Path]) -> list[FuseConfig]:

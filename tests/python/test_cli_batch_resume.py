@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import random
 import resource
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from batch_files import SHORT, Run, asking, by_id, rows, texts, write
-from command_line import ENVIRONMENT, changed, interrupted, logitfuse, refusal
+from command_line import ENVIRONMENT, changed, interrupted, kill_again_and_again, logitfuse, refusal
 from logitfuse.api.batch import Results
 from logitfuse.batching import Batcher, Job, Listener, Ticket
 
@@ -155,23 +152,8 @@ class TestDisturbed:
         self.assert_complete(run, kept)
 
     def test_kills(self, run: Run, options: list[str]) -> None:
-        rng, results, killed = random.Random(5), Path("out.jsonl"), []
-        for _ in range(4):
-            before = results.stat().st_size if results.exists() else 0
-            wanted = before + rng.randrange(1, 4000)
-            child = subprocess.Popen(
-                [sys.executable, "-m", "logitfuse", *options],
-                env=ENVIRONMENT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            while child.poll() is None:
-                if results.exists() and results.stat().st_size >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.001)
-            killed.append(child.wait())
-        assert -signal.SIGKILL in killed
+        command = [sys.executable, "-m", "logitfuse", *options]
+        kill_again_and_again(command, Path("out.jsonl"), 4000)
         self.assert_complete(run)
 
     def test_a_full_disk(self, run: Run, options: list[str]) -> None:

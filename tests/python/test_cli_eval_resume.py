@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import resource
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import interrupted
-from eval_commands import ENVIRONMENT, Eval, lasting, process, program, strict
+from command_line import interrupted, kill_again_and_again
+from eval_commands import Eval, lasting, process, program, strict
 
 pytest_plugins = ["eval_fixtures"]
 
@@ -51,23 +47,8 @@ class TestDisturbed:
         assert self.found(out, Path("cut")) == undisturbed
 
     def test_kills(self, evaluate: Eval, two: list[str], undisturbed: Any) -> None:
-        rng = random.Random(5)
-        table = Path("cut/outcomes.jsonl")
         command = program(*self.OPTIONS, *two, "-o", "cut")
-        killed = []
-        for _ in range(4):
-            before = table.stat().st_size if table.exists() else 0
-            wanted = before + rng.randrange(1, 9000)
-            child = subprocess.Popen(
-                command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while child.poll() is None:
-                if table.exists() and table.stat().st_size >= wanted:
-                    child.send_signal(signal.SIGKILL)
-                    break
-                time.sleep(0.001)
-            killed.append(child.wait())
-        assert -signal.SIGKILL in killed
+        kill_again_and_again(command, Path("cut/outcomes.jsonl"), 9000)
         code, out, _ = evaluate(*self.OPTIONS, *two, "-o", "cut", "--json")
         assert code == 0
         assert self.found(out, Path("cut")) == undisturbed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from logitfuse.batching import Batcher
 from logitfuse.errors import ConfigError
 from logitfuse.server.app import make_app
 from logitfuse.server.settings import Settings
-from servers import PROMPT, TEXT, Served, ensembles, error_of, serving
+from servers import SHORT, TEXT, Served, ensembles, error_of, serving
 
 KEY = "a-längere-key"
 PREFLIGHT = {
@@ -19,14 +20,12 @@ PREFLIGHT = {
     "Access-Control-Request-Method": "POST",
     "Access-Control-Request-Headers": "authorization,content-type,x-stainless-retry-count",
 }
-SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def batcher(tiny_models: Mapping[str, Path]) -> Iterator[Batcher]:
-    made = Batcher(ensembles(tiny_models), slots=2, queue=2)
-    yield made
-    made.close()
+    with closing(Batcher(ensembles(tiny_models)[2:], slots=1, queue=2)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ import pytest
 from logitfuse import Ensemble, _core
 from logitfuse.batching import Batcher
 from logitfuse.config import parse_config
-from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, events, serving, until
-
-SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
+from servers import CHAT, HELLO, PROMPT, SHORT, TEXT, Served, ensembles, events, serving, until
 
 
 @pytest.fixture(scope="module")

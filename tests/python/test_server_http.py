@@ -14,11 +14,10 @@ import httpx
 import pytest
 from logitfuse.batching import Batcher
 from logitfuse.server.app import make_app
-from servers import CHAT, HELLO, PROMPT, TEXT, Served, ensembles, error_of, serving, until
+from servers import CHAT, HELLO, PROMPT, SHORT, TEXT, Served, ensembles, error_of, serving, until
 from starlette.testclient import TestClient
 
 JSON = {"Content-Type": "application/json"}
-SHORT: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
